@@ -2,7 +2,7 @@
 
 import { getBlob, upload } from "./api.js";
 import { createElement, encodeCanvas } from "./dom.js";
-import { getLimits } from "./schema.js";
+import { getForm } from "./schema.js";
 import { formatPercent, t } from "./text.js";
 
 const MAX_SIDE = 4096;  // of a picture that this page makes smaller
@@ -56,7 +56,7 @@ export class Picture {
     if (this.digest) return this.digest;
     if (this.source) this.file ??= await getBlob(this.address);
     await this.file.slice(0, 1).arrayBuffer().catch(() => { throw new Error(t("cannotBeRead")); });
-    const { max_file_bytes: maxBytes } = await getLimits();
+    const { max_file_bytes: maxBytes } = (await getForm()).limits;
     const { id, width, height } = this.file.size > maxBytes
       ? await this.#send(await this.#shrink())
       : await this.#send(this.file).catch(async (error) => {

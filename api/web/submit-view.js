@@ -10,7 +10,7 @@ import { ImagePicker } from "./image-picker.js";
 import { MaskEditor } from "./mask.js";
 import { Picture } from "./picture.js";
 import { retry } from "./retry.js";
-import { getLimits, getPresets, getSubmissionSchema } from "./schema.js";
+import { getForm } from "./schema.js";
 import { StyleWeights } from "./style-weights.js";
 import { t } from "./text.js";
 
@@ -84,23 +84,19 @@ export class SubmitView {
   // Fetches everything before it adds anything to the page: a retry must not add it twice.
   async #load() {
     const [gallery, schema] =
-      await Promise.all([getJson("web/gallery/index.json"), getSubmissionSchema()]);
-    this.style.max = schema.options.styles.maxItems;
+      await Promise.all([getJson("web/gallery/index.json"), getForm()]);
+    this.style.max = schema.limits.max_styles;
     const ofKind = (kind) => gallery.filter((entry) => entry.kind === kind)
       .map((entry) => Picture.fromSample(entry, sampleAddress));
     this.parameters = new ParameterForm(byId("main-parameters"), byId("more-parameters"), schema);
     this.photo.setSamples(ofKind("photo"));
     this.style.setSamples(ofKind("painting"));
+    this.parameters.showPresets(byId("presets"), schema.presets, sampleAddress);
+    this.parameters.showLimits(byId("job-limits"), schema.limits);
     if (!this.isReused) await this.#restoreDraft();
     this.parameters.addEventListener("change", () => this.update());
     this.isLoaded = true;
     this.update();
-    retry(getPresets)
-      .then((presets) => this.parameters.showPresets(byId("presets"), presets, sampleAddress))
-      .catch(() => {});  // the page works without presets
-    retry(getLimits)
-      .then((limits) => this.parameters.showLimits(byId("job-limits"), limits))
-      .catch(() => {});  // then the service refuses what exceeds them
   }
 
   setMixing(isMixing) {
