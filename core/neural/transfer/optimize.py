@@ -18,6 +18,7 @@ from torch import Tensor
 from core.neural.transfer.objective import Losses
 
 Evaluate = Callable[[Tensor], tuple[Losses, Tensor]]  # image -> losses, gradient
+Precondition = Callable[[Tensor], Tensor]  # a gradient (1, 3, H, W) -> the same, preconditioned
 
 # Mean change of a pixel by the first step of L-BFGS, which knows no curvature yet.
 FIRST_STEP = 0.003
@@ -83,7 +84,8 @@ class LBFGS(Iterator[tuple[Tensor, Losses]]):
     because it tells why; if the next step is rejected too, the one after it is shorter.
 
     image: (1, 3, H, W). history_device: where the curvature pairs lie, if not beside the image. No
-    operation waits for the device, unless the pairs lie elsewhere.
+    operation waits for the device, unless the pairs lie elsewhere. precondition: the initial
+    inverse Hessian up to a factor, symmetric and positive definite; the identity if omitted.
     """
 
     def __init__(
@@ -93,8 +95,10 @@ class LBFGS(Iterator[tuple[Tensor, Losses]]):
         history: int = HISTORY,
         history_device: torch.device | None = None,
         state: Mapping[str, Tensor] | None = None,
+        *,
+        precondition: Precondition = lambda gradient: gradient,
     ) -> None:
-        self._evaluate, self._image = evaluate, image
+        self._evaluate, self._image, self._precondition = evaluate, image, precondition
         self._pairs = _Pairs(image, history, history_device or image.device)
         self._snapshot: SharedSnapshot | None = None
         self.is_resumed = state is not None
@@ -130,7 +134,8 @@ class LBFGS(Iterator[tuple[Tensor, Losses]]):
     def __next__(self) -> tuple[Tensor, Losses]:
         image, gradient = self._image, self._gradient
         active = self._active()
-        direction = self._pairs.inverse_hessian_times(gradient.masked_fill(active, 0))
+        free = gradient.masked_fill(active, 0)
+        direction = self._pairs.inverse_hessian_times(free, self._precondition(free))
         direction = direction.masked_fill_(active, 0).mul_(
             _SHORTEN["lbfgs"] ** (self._rejected - 1).clamp_min(0)
         )
@@ -140,7 +145,9 @@ class LBFGS(Iterator[tuple[Tensor, Losses]]):
         self._reclaim_snapshot()
         is_finite = losses.total.isfinite() & new_gradient.sum().isfinite()
         change = torch.where(is_finite, new_gradient - gradient, 0)
-        was_kept = self._pairs.append(new_image - image, change).to(image.device)
+        was_kept = self._pairs.append(new_image - image, change, self._precondition(change)).to(
+            image.device
+        )
         is_good = is_finite & (losses.total <= self.losses.total)
         diverges = ~(is_finite & (losses.total <= _DIVERGENCE_FACTOR["lbfgs"] * self.losses.total))
         rejected_before = self._rejected
@@ -166,13 +173,14 @@ class LBFGS(Iterator[tuple[Tensor, Losses]]):
         return ((image <= 0) & (gradient > 0)) | ((image >= 1) & (gradient < 0))
 
     def _first_step(self) -> Tensor:
-        """The factor of the gradient for a step without curvature pairs.
+        """The factor of the preconditioned gradient for a step without curvature pairs.
 
         The mean change of a pixel is `FIRST_STEP`, or less if the loss would reach 0 sooner.
         """
         gradient = self._gradient.masked_fill(self._active(), 0)
-        to_zero = self.losses.total * self._scale / gradient.square().sum().clamp_min(1e-30)
-        return torch.minimum(FIRST_STEP / gradient.abs().mean().clamp_min(1e-30), to_zero)
+        step = self._precondition(gradient)
+        to_zero = self.losses.total * self._scale / (gradient * step).sum().clamp_min(1e-30)
+        return torch.minimum(FIRST_STEP / step.abs().mean().clamp_min(1e-30), to_zero)
 
     def state(self) -> SharedSnapshot:
         """Image, gradient, losses and pairs, after an iteration."""
@@ -215,9 +223,9 @@ class _Pairs:
     """The newest steps s and gradient changes y, and the inverse Hessian that they approximate.
 
     In the compact form of Byrd, Nocedal and Schnabel 1994, eq. 3.1 (Nocedal and Wright, section
-    7.2). All work on image-sized vectors is three products with the rows; the rest are matrices of
-    `history` x `history`. The rows are allocated once, so that memory does not run out in a later
-    iteration.
+    7.2), with gamma P as the initial inverse Hessian. All work on image-sized vectors is three
+    products with the rows; the rest are matrices of `history` x `history`. The rows are allocated
+    once, so that memory does not run out in a later iteration.
 
     A pair without positive curvature would turn the direction uphill. It keeps its row, but its
     products are 0.
@@ -225,13 +233,14 @@ class _Pairs:
 
     def __init__(self, image: Tensor, history: int, device: torch.device) -> None:
         self._history, self._count = history, 0
-        # (2h, n): s, then y. Written once, because an operating system allocates zeros only at
+        # (2h, n): s, then P y. Written once, because an operating system allocates zeros only at
         # their first use.
         self._rows = torch.empty(
             2 * history, image.numel(), dtype=image.dtype, device=device
         ).zero_()
         exact = torch.float32 if device.type == "mps" else torch.float64  # mps has no float64
-        self._products = torch.zeros(2 * history, 2 * history, dtype=exact, device=device)
+        # (2, h, h): S^T Y, of which only the pairs with s not newer than y are valid, and Y^T P Y.
+        self._products = torch.zeros(2, history, history, dtype=exact, device=device)
         self._gamma = torch.ones((), dtype=exact, device=device)
 
     def buffers(self) -> dict[str, Tensor]:
@@ -252,7 +261,7 @@ class _Pairs:
     def clear(self, gamma: Tensor) -> None:
         """Clear the curvature history; keep the buffers. Rows without products have no effect.
 
-        gamma: the inverse Hessian until the next pair, as a factor.
+        gamma: the inverse Hessian until the next pair, as a factor of P.
         """
         self._count = 0
         self._products.zero_()
@@ -262,34 +271,34 @@ class _Pairs:
         """Clear the history, except gamma, if the condition, a scalar on a device, is true."""
         self._products.masked_fill_(condition.to(self._rows.device), 0)
 
-    def append(self, step: Tensor, change: Tensor) -> Tensor:
+    def append(self, step: Tensor, change: Tensor, preconditioned: Tensor) -> Tensor:
         """Add a pair, in place of the oldest; return whether it has positive curvature, a scalar.
 
-        Both (1, 3, H, W).
+        step, change, preconditioned: s, y and P y, each (1, 3, H, W).
         """
-        row = self._count % self._history
+        h, row, device = self._history, self._count % self._history, self._rows.device
         self._count += 1
         # A number that is not finite would stay: its product with 0 is not 0.
-        new = torch.stack([step.nan_to_num().flatten(), change.flatten()]).to(self._rows.device)
-        self._rows[row :: self._history].copy_(new)
-        products = (self._rows @ new.T).to(self._products.dtype)  # (2h, 2)
-        ss, sy, yy = products[row, 0], products[row, 1], products[row + self._history, 1]
+        step = step.nan_to_num()
+        self._rows[row].copy_(step.flatten())
+        self._rows[row + h].copy_(preconditioned.flatten())
+        products = (self._rows @ change.flatten().to(device)).to(self._products.dtype).view(2, h)
+        ss, sy, yy = step.square().sum().to(device), products[0, row], products[1, row]
         has_curvature = sy > 1e-10 * (ss * yy).sqrt()
         products = torch.where(has_curvature, products, 0)
-        self._products[:, row :: self._history] = products
-        self._products[row :: self._history] = products.T
-        # gamma = s^T y / y^T y scales the initial Hessian (Nocedal and Wright, eq. 7.20).
+        self._products[:, :, row] = products
+        self._products[1, row] = products[1]
+        # gamma = s^T y / y^T P y scales the initial Hessian (Nocedal and Wright, eq. 7.20).
         self._gamma = torch.where(has_curvature, sy / yy, self._gamma)
         return has_curvature
 
-    def inverse_hessian_times(self, gradient: Tensor) -> Tensor:
-        """H g, for a gradient (1, 3, H, W)."""
+    def inverse_hessian_times(self, gradient: Tensor, preconditioned: Tensor) -> Tensor:
+        """H g, for a gradient g and P g, both (1, 3, H, W)."""
         h, oldest, gamma = self._history, self._count % self._history, self._gamma
         vector = gradient.flatten().to(self._rows.device)  # (n,)
-        # S^T g and Y^T g, (2, h), the oldest pair first.
+        # S^T g and Y^T P g, (2, h), the oldest pair first.
         by_rows = (self._rows @ vector).to(self._products.dtype).view(2, h).roll(-oldest, 1)
-        blocks = self._products.view(2, h, 2, h).roll((-oldest, -oldest), (1, 3))
-        sy, yy = blocks[0, :, 1], blocks[1, :, 1]  # (h, h)
+        sy, yy = self._products.roll((-oldest, -oldest), (1, 2))  # (h, h)
         is_valid = sy.diagonal() > 0  # (h,)
         both = is_valid[:, None] & is_valid
         sy, yy = torch.where(both, sy, 0), torch.where(both, yy, 0)
@@ -300,8 +309,10 @@ class _Pairs:
         by_s = torch.linalg.solve_triangular(r.T, right, upper=False)
         weights = torch.stack([by_s[:, 0], -gamma * u[:, 0]])  # (2, h)
         weights = weights.roll(oldest, 1).flatten()  # (2h,), in the order of the rows
-        product = self._rows.T @ weights.to(self._rows.dtype)
-        return product.add_(vector * gamma.to(vector.dtype)).to(gradient.device).view_as(gradient)
+        product = (self._rows.T @ weights.to(self._rows.dtype)).to(gradient.device)
+        scale = gamma.to(gradient.device, gradient.dtype)
+        result: Tensor = product.view_as(gradient).addcmul_(preconditioned, scale)
+        return result
 
 
 class Adam(Iterator[tuple[Tensor, Losses]]):

@@ -33,6 +33,7 @@ from core.neural.transfer.objective import (
     used_layers,
 )
 from core.neural.transfer.optimize import HISTORY, LBFGS
+from core.neural.transfer.preconditioner import precondition
 from core.neural.transfer.regions import MAX_REGIONS
 from core.neural.transfer.tiling import make_tiles
 from core.neural.vgg import Format, Network, stride
@@ -505,7 +506,8 @@ def _measure_host_pairs(device: torch.device, side: int = 512) -> float:
         return Losses.of((image - 0.5).square().sum().expand(4)), image - 0.5
 
     image = torch.zeros(1, 3, side, side, device=device)
-    iterates = LBFGS(evaluate, image, HISTORY, torch.device("cpu"))
+    host = torch.device("cpu")
+    iterates = LBFGS(evaluate, image, HISTORY, host, precondition=precondition)
     ends = [time.perf_counter()]
     for _ in range(6):
         next(iterates)[1].by_name()  # by_name waits for the device

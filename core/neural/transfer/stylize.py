@@ -23,6 +23,7 @@ from core.neural.transfer.inputs import ScaleTarget, StyleInputs
 from core.neural.transfer.margin import Margin
 from core.neural.transfer.optimize import LBFGS, MAX_DIVERGING_STEPS, Adam
 from core.neural.transfer.planner import Plan, PlannedScale, Planner
+from core.neural.transfer.preconditioner import precondition
 from core.neural.vgg import Network
 from core.style.spec import SpecUpdate, StyleSpec
 
@@ -296,7 +297,14 @@ class _Run:
             optimizer = Adam(evaluate, image, state)
         else:
             history_device = torch.device("cpu") if planned.route.history_on_host else None
-            optimizer = LBFGS(evaluate, image, planned.route.history, history_device, state)
+            optimizer = LBFGS(
+                evaluate,
+                image,
+                planned.route.history,
+                history_device,
+                state,
+                precondition=precondition,
+            )
         self._check_start(optimizer, target)
         return target, optimizer
 

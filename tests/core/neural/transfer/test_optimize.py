@@ -118,6 +118,19 @@ def test_with_more_pairs_the_loss_falls_further() -> None:
     assert many < 0.25 * one
 
 
+def test_a_preconditioner_that_knows_the_curvature_saves_iterations(target: Tensor) -> None:
+    stretch = torch.logspace(0, 4, target.numel()).view_as(target)
+    goal, start = target.clamp(0.1, 0.9), torch.full_like(target, 0.5)
+    plain, preconditioned = (
+        float(list(islice(iterates, 25))[-1][1].total)
+        for iterates in (
+            LBFGS(_quadratic(goal, stretch), start),
+            LBFGS(_quadratic(goal, stretch), start, precondition=lambda g: g / stretch),
+        )
+    )
+    assert preconditioned < 0.01 * plain
+
+
 def test_the_size_of_the_loss_does_not_matter(target: Tensor) -> None:
     """Weights may be as small as 1e-9; products of gradients must not underflow in float32."""
     stretch = torch.logspace(0, 2, target.numel()).view_as(target)
@@ -259,21 +272,23 @@ def test_the_product_with_the_inverse_hessian_is_that_of_the_two_loop_recursion(
     """Nocedal and Wright, algorithm 7.4, with the newest four pairs, the oldest of them first."""
     generator = torch.Generator().manual_seed(3)
     pairs, newest = _Pairs(target, 4, target.device), []
+    p = torch.rand(target.shape, generator=generator) + 0.5  # the diagonal of P
     for _ in range(count):
         step = torch.rand(target.shape, generator=generator) - 0.5
         change = step * (1 + torch.rand(target.shape, generator=generator)) + 0.1 * step.roll(1, 3)
-        pairs.append(step, change)
+        pairs.append(step, change, p * change)
         newest = [*newest, (step.double().flatten(), change.double().flatten())][-4:]
     q, alphas = target.double().flatten(), []
     for s, y in reversed(newest):
         alphas.append((s @ q) / (s @ y))
         q = q - alphas[-1] * y
     s, y = newest[-1]
-    r = q * (s @ y) / (y @ y)
+    r = p.flatten() * q * (s @ y) / (y @ (p.flatten() * y))
     for (s, y), alpha in zip(newest, reversed(alphas), strict=True):
         r = r + s * (alpha - (y @ r) / (s @ y))
 
-    assert torch.allclose(pairs.inverse_hessian_times(target).flatten(), r.float(), rtol=1e-4)
+    product = pairs.inverse_hessian_times(target, p * target)
+    assert torch.allclose(product.flatten(), r.float(), rtol=1e-4, atol=1e-6)
 
 
 def test_a_pair_without_curvature_has_no_effect_also_on_products_with_later_pairs(
@@ -285,12 +300,13 @@ def test_a_pair_without_curvature_has_no_effect_also_on_products_with_later_pair
         for number in range(3):
             step = torch.rand(target.shape, generator=generator)
             if number == 1 and bad:
-                result.append(torch.ones_like(target), -torch.ones_like(target))
+                result.append(torch.ones_like(target), -torch.ones_like(target), -target)
             if number != 1:
-                result.append(step, step * torch.rand(target.shape, generator=generator))
+                change = step * torch.rand(target.shape, generator=generator)
+                result.append(step, change, change)
         return result
 
-    products = [pairs(bad=bad).inverse_hessian_times(target) for bad in (False, True)]
+    products = [pairs(bad=bad).inverse_hessian_times(target, target) for bad in (False, True)]
     assert torch.allclose(*products, rtol=1e-5)
 
 
