@@ -21,8 +21,9 @@ from core.images import codec
 from core.neural.transfer import pixels
 from core.neural.transfer.inputs import StyleInputs
 from core.neural.transfer.objective import Objective
-from core.neural.transfer.optimize import LBFGS
+from core.neural.transfer.optimize import LBFGS, Precondition
 from core.neural.transfer.planner import Planner
+from core.neural.transfer.preconditioner import precondition
 from core.neural.transfer.stylize import stylize
 from core.neural.vgg import Network, stride
 from core.neural.weights.cache import Precision, WeightsCache
@@ -161,7 +162,7 @@ def speed(content: Path, style: Path, model: ModelName) -> None:
 
 
 def _iteration(objective: Objective, photo: Tensor) -> Callable[[], object]:
-    iterates = LBFGS(objective.value_and_gradient, photo)
+    iterates = LBFGS(objective.value_and_gradient, photo, precondition=precondition)
     return lambda: next(iterates)
 
 
@@ -210,6 +211,23 @@ def recipes(content: Path, style: Path, model: ModelName, size: int) -> None:
         image = reference.margin.mirror(pixels.to_image(picture)).to(exact.device)
         loss = float(reference(image).total)
         click.echo(f"| {name} | {seconds:.0f} | {loss:.3f} |")
+
+
+@main.command()
+@with_pictures
+@click.option("--size", default=128)
+def preconditioner(content: Path, style: Path, model: ModelName, size: int) -> None:
+    """The loss after some iterations of L-BFGS at one scale, plain and preconditioned."""
+    photo, objective = pair(content, style, size).objective(
+        parse_spec({"size": size, "scales": 1}), _network(model)
+    )
+    counts = (4, 8, 12, 20, 30, 45, 70)
+    click.echo(f"| | {' | '.join(map(str, counts))} |\n{'|---' * (len(counts) + 1)}|")
+    choices: dict[str, Precondition] = {"without": lambda g: g, "with": precondition}
+    for name, choice in choices.items():
+        iterates = LBFGS(objective.value_and_gradient, photo, precondition=choice)
+        totals = [float(losses.total) for _, losses in islice(iterates, counts[-1])]
+        click.echo(f"| {name} | {' | '.join(f'{totals[count - 1]:.3f}' for count in counts)} |")
 
 
 def _torch_lbfgs(objective: Objective, image: Tensor, iterations: int) -> Tensor:

@@ -190,7 +190,7 @@ RESPONSES: dict[str, Any] = {
             {
                 "width": 512,
                 "height": 384,
-                "iterations": 70,
+                "iterations": 45,
                 "seconds": 41.2,
                 "memory_bytes": 1_210_000_000,
                 "tile_px": None,

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from core.style.spec import MIN_RESULT_SIDE_PX, StyleSpec, result_size
 
 # Iterations at full size by `quality`.
-ITERATIONS = {"draft": 25, "standard": 70, "fine": 210}
+ITERATIONS = {"draft": 16, "standard": 45, "fine": 135}
 
 NOISE_FACTOR = 4  # times as many iterations at the coarsest scale when a run starts from noise
 

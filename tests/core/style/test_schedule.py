@@ -13,7 +13,7 @@ def test_scales_grow_by_the_root_of_two_up_to_the_requested_size() -> None:
     scales = schedule(parse_spec({"size": 384}), 1024, 768)
 
     assert [scale.size for scale in scales] == [(136, 102), (192, 144), (272, 204), (384, 288)]
-    assert [scale.iterations for scale in scales] == [70, 35, 35, 70]
+    assert [scale.iterations for scale in scales] == [45, 22, 22, 45]
 
 
 def test_quality_sets_the_iterations_and_iterations_overrides_it() -> None:
@@ -22,7 +22,7 @@ def test_quality_sets_the_iterations_and_iterations_overrides_it() -> None:
         for q in ("draft", "standard", "fine")
     ]
 
-    assert counts == [25, 70, 210]
+    assert counts == [16, 45, 135]
     assert (
         schedule(parse_spec({"size": 384, "quality": "fine", "iterations": 11}), 4, 3)[
             -1
@@ -33,25 +33,25 @@ def test_quality_sets_the_iterations_and_iterations_overrides_it() -> None:
 
 def test_the_last_scale_takes_half_the_iterations_above_1024_px() -> None:
     assert [scale.iterations for scale in schedule(parse_spec({"size": 2048}), 4, 3)] == [
-        70,
-        *[35] * 8,
+        45,
+        *[22] * 8,
     ]
 
 
 def test_the_last_scale_takes_all_iterations_up_to_1024_px() -> None:
-    assert schedule(parse_spec({"size": 1024}), 4, 3)[-1].iterations == 70
-    assert schedule(parse_spec({"size": 1025}), 4, 3)[-1].iterations == 35
+    assert schedule(parse_spec({"size": 1024}), 4, 3)[-1].iterations == 45
+    assert schedule(parse_spec({"size": 1025}), 4, 3)[-1].iterations == 22
 
 
 def test_from_noise_the_coarsest_scale_takes_four_times_the_iterations() -> None:
     assert [s.iterations for s in schedule(parse_spec({"size": 384, "init": "noise"}), 4, 3)] == [
-        280,
-        35,
-        35,
-        70,
+        180,
+        22,
+        22,
+        45,
     ]
     assert [s.iterations for s in schedule(parse_spec({"size": 100, "init": "noise"}), 4, 3)] == [
-        280
+        180
     ]
 
 
@@ -63,12 +63,12 @@ def test_an_initial_picture_has_one_scale_and_given_iterations_are_kept_above_10
 @pytest.mark.parametrize(
     ("init_px", "scales"),
     [
-        (None, [(1024, 70)]),
-        (512, [(724, 35), (1024, 70)]),
-        (511, [(512, 35), (724, 35), (1024, 70)]),
-        (1024, [(1024, 70)]),
-        (3000, [(1024, 70)]),
-        (40, [(128, 35), (181, 35), (256, 35), (362, 35), (512, 35), (724, 35), (1024, 70)]),
+        (None, [(1024, 45)]),
+        (512, [(724, 22), (1024, 45)]),
+        (511, [(512, 22), (724, 22), (1024, 45)]),
+        (1024, [(1024, 45)]),
+        (3000, [(1024, 45)]),
+        (40, [(128, 22), (181, 22), (256, 22), (362, 22), (512, 22), (724, 22), (1024, 45)]),
     ],
 )
 def test_from_an_initial_picture_the_scales_start_above_its_own_size(
@@ -82,7 +82,7 @@ def test_from_an_initial_picture_the_scales_start_above_its_own_size(
 
 def test_the_sides_of_a_seamless_result_are_multiples_of_16_px() -> None:
     sizes = [
-        scale.size for scale in schedule(parse_spec({"size": 300, "seamless": True}), 1024, 700)
+        scale.size for scale in schedule(parse_spec({"size": 300, "seamless": True}), 1024, 450)
     ]
 
     assert all(width % 16 == height % 16 == 0 for width, height in sizes)
