@@ -30,7 +30,7 @@ _TYPES = {
     ".woff2": "font/woff2",
 }
 _COMPRESSED = (".css", ".html", ".js", ".json", ".svg", ".webmanifest")
-_SHELL = (".css", ".js", ".svg", ".webmanifest")  # what the service worker keeps
+_SHELL = (".css", ".js", ".svg")  # what the service worker keeps
 _DOCUMENT_FOLDER = b"./web/"  # where the documents refer to files
 
 
@@ -102,8 +102,7 @@ class PageFiles:
         html = self.document(document).content.decode()
         named = re.findall(rf'="\./({self.folder}/[^"]+)"', html)
         fonts = [f"{self.folder}/{path}" for path in self._sources if path.endswith(".woff2")]
-        # "./j/-": the same document for every job.
-        shell = ["./", "./j/-", *(path for path in named if path.endswith(_SHELL)), *fonts]
+        shell = ["./", *(path for path in named if path.endswith(_SHELL)), *fonts]
         listed = json.dumps([*dict.fromkeys(shell)])  # a cache refuses a list with a path twice
         constants = f"const VERSION = {json.dumps(self.version)}, SHELL = {listed};\n"
         return StaticFile.of("sw.js", constants.encode() + self._sources["service-worker.js"])

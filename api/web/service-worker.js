@@ -1,5 +1,5 @@
 // The service worker. The API serves it as sw.js and puts a line before it that sets VERSION, the
-// hash of all files, and SHELL, the documents and their files. So a new version is a new worker.
+// hash of all files, and SHELL, the document and its files. So a new version is a new worker.
 //
 // It keeps the shell for times without a connection, and hands over a picture that another program
 // has shared. Answers of the API and pictures never pass through it. A document always comes from
@@ -9,7 +9,7 @@
 const SCOPE = self.registration.scope;
 const CACHES = `impasto ${SCOPE} `, CACHE = CACHES + VERSION;
 // Code and style of a version: their addresses contain its hash.
-const FILE = /^web-[^/]+\/.*\.(?:js|css|svg|woff2|webmanifest)$/;
+const FILE = /^web-[^/]+\/.*\.(?:js|css|svg|woff2)$/;
 const JOB_PAGE = /^j\/[^/]+$/;
 let sharedPicture = null;  // until the page asks for it
 
@@ -18,6 +18,10 @@ self.addEventListener("install", (event) => event.waitUntil(install()));
 async function install() {
   const cache = await caches.open(CACHE);
   await cache.addAll(SHELL.map((path) => new URL(path, SCOPE).href));
+  // A job's page is the same document, one folder deeper: the API makes it like this, too.
+  const document = await find("./"), html = await document.text();
+  const jobPage = new Response(html.replaceAll('="./', '="../'), { headers: document.headers });
+  await cache.put(new URL("./j/-", SCOPE).href, jobPage);
   await self.skipWaiting();
 }
 

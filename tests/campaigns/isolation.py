@@ -139,9 +139,9 @@ class Setup:
     def __init__(self, api: KeyedApi, seed: int) -> None:
         self.random = random.Random(seed)
         keys = ApiKeyStore(api.redis_url)
-        self.owner, self.other = (
-            Client(api.port, keys.create(name)[1]) for name in ("owner", "other")
-        )
+        created = [keys.create(name) for name in ("owner", "other")]
+        self.owner, self.other = (Client(api.port, secret) for _, secret in created)
+        self.key_ids = {"owner": created[0][0].id}
         keys.close()
         self._store, self._blobs = JobStore(api.redis_url), Blobs(api.folder / "data" / "blobs")
         # The owner has uploaded these bytes; another client may have them, too.
@@ -252,6 +252,7 @@ def pairs(setup: Setup) -> Iterator[tuple[str, str, Callable[[str], Response]]]:
             "{job_id}": setup.jobs,
             "{batch_id}": setup.batches,
             "{digest}": setup.digests,
+            "{key_id}": setup.key_ids,
         }[placeholder]
         for state, real in resources.items():
             yield (

@@ -9,6 +9,7 @@ from starlette.testclient import TestClient
 
 from api.http import problems
 from core import errors
+from core.auth.api_keys import ApiKeyStore
 
 
 def _assert_problem(answer: Any, status: int, code: str) -> None:
@@ -42,10 +43,11 @@ def test_a_bad_query_parameter_is_refused_by_name_without_an_echo(
 
 
 def test_every_parameter_of_a_url_is_refused_by_name_with_its_bounds(
-    client: TestClient,
+    client: TestClient, keys: ApiKeyStore
 ) -> None:
     """All parameters of the OpenAPI document, with the bounds from there."""
     details = {}
+    client.headers["Authorization"] = f"Bearer {keys.create('Operator', admin=True)[1]}"
     paths = client.get("/openapi.json").json()["paths"]
     ids = {
         "{job_id}": "job_" + "a" * 26,
@@ -76,7 +78,7 @@ def test_every_parameter_of_a_url_is_refused_by_name_with_its_bounds(
                 name,
                 detail,
             )
-    assert len(details) == 8
+    assert len(details) == 11
     assert "png" not in details["/v1/jobs/{job_id}/timelapse", "format"]
 
 

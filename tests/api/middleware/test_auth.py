@@ -120,6 +120,8 @@ def test_only_the_page_and_the_health_checks_need_no_key(serve: Serve, store: Jo
     for path in (
         "/",
         "/operator",
+        "/sw.js",
+        "/favicon.ico",
         "/livez",
         "/readyz",
         "/openapi.json",
