@@ -106,7 +106,10 @@ class ApiSettings(BaseSettings):
     upload_quota_gb_per_caller: float = Field(
         5.0,
         gt=0,
-        description="Gigabytes that the stored uploads of one caller may take; more get 429.",
+        description=(
+            "Gigabytes that the uploads of one caller may take, and as many again the pictures of "
+            "its unfinished jobs, and those of its unfinished requests; more get 429."
+        ),
     )
 
     max_uploads_per_caller: int = Field(

@@ -87,7 +87,8 @@ async def upload_image(
 
     The answer contains its digest, which you can use in any number of submissions.
     """
-    async with multipart.parse_form(request, blobs, _FORM_LIMITS) as form:
+    quota = multipart.FormQuota(waiter.caller, config.upload_quota_gb_per_caller * 1e9)
+    async with multipart.parse_form(request, blobs, _FORM_LIMITS, quota) as form:
         images = form.getlist("image")
         if len(images) > 1:
             raise errors.BadRequest("image was sent twice; send one file.")

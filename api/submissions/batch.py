@@ -30,7 +30,7 @@ async def create_or_replay(
 
     key: the Idempotency-Key. Raises what the checks raise; then nothing is stored.
     """
-    async with parser.parse_batch(request, submissions.blobs) as submission:
+    async with parser.parse_batch(request, submissions.blobs, submissions.form_quota) as submission:
         # Hashing reads the uploaded files, so it runs in a thread.
         request_hash = await run_in_threadpool(
             lambda: compute_request_hash(submission.request_content())
@@ -40,12 +40,14 @@ async def create_or_replay(
         options = submissions.check_options(submission.options)
         spec = await run_in_threadpool(_check_submission, submission, submissions)
         count = len(submission.contents) * len(submission.styles)
-        await run_in_threadpool(submissions.check_limits, options, count)
+        pictures = (*submission.contents, *submission.styles)
+        picture_bytes = await run_in_threadpool(submissions.check_limits, options, pictures, count)
         sizes, warnings = await _inspect_pictures(submission, spec, submissions)
         for size in sizes[: len(submission.contents)]:
             spec = submissions.job_limits.clip_defaults(spec, submission.parameters, *size)
         await _check_sizes(sizes, len(submission.contents), spec, submissions)
         context = submissions.build_context(key, request_hash=request_hash)
+        context = context.model_copy(update={"picture_bytes": picture_bytes})
         batch, replayed = await run_in_threadpool(
             _create_batch, submission, spec, options, context, submissions
         )

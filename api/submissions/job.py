@@ -31,7 +31,7 @@ async def create_or_replay(
 
     key: the Idempotency-Key. Raises what the checks raise; then nothing is stored.
     """
-    async with parser.parse_submission(request, submissions.blobs) as sent:
+    async with parser.parse_submission(request, submissions.blobs, submissions.form_quota) as sent:
         # Hashing reads the uploaded files, so it runs in a thread.
         request_hash = await run_in_threadpool(lambda: compute_request_hash(sent.request_content()))
         if job := await run_in_threadpool(submissions.replay_job, key, request_hash, response):
@@ -57,7 +57,9 @@ async def create_checked(
     Raises what the checks raise; then nothing is stored.
     """
     spec = await run_in_threadpool(_check_submission, submission, submissions)
-    await run_in_threadpool(submissions.check_limits, options)
+    pictures = submission.pictures()
+    picture_bytes = await run_in_threadpool(submissions.check_limits, options, pictures)
+    context = context.model_copy(update={"picture_bytes": picture_bytes})
     sizes, warnings = await _inspect_pictures(submission, spec, submissions)
     chosen = submission.parameters if chosen is None else chosen
     spec = submissions.job_limits.clip_defaults(spec, chosen, *sizes.content)

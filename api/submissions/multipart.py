@@ -8,6 +8,7 @@ Old and hand-written clients send files without `filename`, or with `filename*` 
 """
 
 import re
+from collections import Counter
 from collections.abc import AsyncGenerator, AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
@@ -45,10 +46,45 @@ class FormLimits:
     text_bytes: int
 
 
+@dataclass
+class FormQuota:
+    """The bytes that the unfinished forms of one caller may have on the disk of this process.
+
+    A form is unfinished until its request ends, so it counts also while it waits for a decoder.
+    """
+
+    caller: str
+    max_bytes: float
+    _bytes: int = 0  # of one form
+
+    def add(self, size_bytes: int) -> None:
+        """Count bytes that have arrived. Raises QuotaExceeded."""
+        if _bytes_of_forms[self.caller] + size_bytes > self.max_bytes:
+            raise errors.QuotaExceeded(
+                "The files that you are sending fill your quota of bytes; send fewer at once."
+            )
+        _bytes_of_forms[self.caller] += size_bytes
+        self._bytes += size_bytes
+
+    def release(self) -> None:
+        """Forget the bytes of this form, which is finished."""
+        _bytes_of_forms[self.caller] -= self._bytes
+        if not _bytes_of_forms[self.caller]:
+            del _bytes_of_forms[self.caller]
+
+
+_bytes_of_forms: Counter[str] = Counter()  # by caller; only the event loop uses it
+
+
 class _UploadedFile(UploadFile):
     """A file of the form, which is written to disk as it arrives."""
 
+    def __init__(self, blob: PendingBlob, filename: str | None, quota: FormQuota) -> None:
+        super().__init__(blob, size=0, filename=filename)
+        self._quota = quota
+
     async def write(self, data: bytes) -> None:
+        self._quota.add(len(data))
         self.size = (self.size or 0) + len(data)
         if self.size > validation.MAX_BYTES:
             raise errors.UploadTooLarge(
@@ -60,7 +96,9 @@ class _UploadedFile(UploadFile):
 class _FormParser(MultiPartParser):
     """Starlette's parser, but files go to disk: Starlette keeps their first megabyte in memory."""
 
-    def __init__(self, request: Request, blobs: Blobs, limits: FormLimits) -> None:
+    def __init__(
+        self, request: Request, blobs: Blobs, limits: FormLimits, quota: FormQuota
+    ) -> None:
         super().__init__(
             request.headers,
             _read_chunks(request),
@@ -68,7 +106,7 @@ class _FormParser(MultiPartParser):
             max_fields=limits.fields,
         )
         self.max_part_size = self._text_left = limits.text_bytes
-        self._blobs = blobs
+        self._blobs, self._quota = blobs, quota
         self._has_ended = False  # the last boundary has been read
         self._sniffed: object = None  # the part of which the beginning is known
 
@@ -127,7 +165,7 @@ class _FormParser(MultiPartParser):
     def _write_to_disk(self, filename: str | None) -> None:
         blob = self._blobs.pending()
         self._files_to_close_on_error.append(blob)  # type: ignore[arg-type]
-        self._current_part.file = _UploadedFile(blob, size=0, filename=filename)
+        self._current_part.file = _UploadedFile(blob, filename, self._quota)
 
 
 async def _read_chunks(request: Request) -> AsyncGenerator[bytes, None]:
@@ -148,18 +186,31 @@ async def _read_chunks(request: Request) -> AsyncGenerator[bytes, None]:
 
 
 @asynccontextmanager
-async def parse_form(request: Request, blobs: Blobs, limits: FormLimits) -> AsyncIterator[FormData]:
+async def parse_form(
+    request: Request, blobs: Blobs, limits: FormLimits, quota: FormQuota
+) -> AsyncIterator[FormData]:
     """Parse the body as a form; yield an empty form for another content type.
 
     On exit, all files are deleted that were not committed. Raises BadRequest, UploadTooLarge,
-    StorageFull.
+    QuotaExceeded, StorageFull.
     """
     if get_media_type(request) != FORM:
         yield FormData()
         return
     _check_charset(request)
     try:
-        form = await _FormParser(request, blobs, limits).parse()
+        async with _parse(request, blobs, limits, quota) as form:
+            yield form
+    finally:
+        quota.release()
+
+
+@asynccontextmanager
+async def _parse(
+    request: Request, blobs: Blobs, limits: FormLimits, quota: FormQuota
+) -> AsyncIterator[FormData]:
+    try:
+        form = await _FormParser(request, blobs, limits, quota).parse()
     except MultiPartException as error:
         for beginning, limit, what in (
             (_TOO_MANY_FILES, limits.files, "files"),

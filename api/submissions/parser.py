@@ -20,6 +20,7 @@ from api.schemas.submission import (
     Picture,
 )
 from api.submissions import multipart
+from api.submissions.multipart import FormQuota
 from core import errors
 from core.images import validation
 from core.jobs.models import SubmissionOptions
@@ -47,29 +48,37 @@ _FORM_LIMITS = multipart.FormLimits(
 Model = TypeVar("Model", JobSubmission, BatchSubmission)
 
 
-def parse_submission(request: Request, blobs: Blobs) -> AbstractAsyncContextManager[JobSubmission]:
+def parse_submission(
+    request: Request, blobs: Blobs, quota: FormQuota
+) -> AbstractAsyncContextManager[JobSubmission]:
     """Parse the body of POST /v1/jobs.
 
     The uploaded files are open inside the context. On exit, they are deleted unless committed.
-    Raises BadRequest, BadSpec, UploadTooLarge, StorageFull.
+    Raises BadRequest, BadSpec, UploadTooLarge, QuotaExceeded, StorageFull.
     """
-    return _parse_body(request, blobs, JobSubmission, JobForm)
+    return _parse_body(request, blobs, quota, JobSubmission, JobForm)
 
 
-def parse_batch(request: Request, blobs: Blobs) -> AbstractAsyncContextManager[BatchSubmission]:
+def parse_batch(
+    request: Request, blobs: Blobs, quota: FormQuota
+) -> AbstractAsyncContextManager[BatchSubmission]:
     """Parse the body of POST /v1/batches, as `parse_submission` does for jobs."""
-    return _parse_body(request, blobs, BatchSubmission, BatchForm)
+    return _parse_body(request, blobs, quota, BatchSubmission, BatchForm)
 
 
 @asynccontextmanager
 async def _parse_body(
-    request: Request, blobs: Blobs, json_model: type[Model], form_model: type[Model]
+    request: Request,
+    blobs: Blobs,
+    quota: FormQuota,
+    json_model: type[Model],
+    form_model: type[Model],
 ) -> AsyncIterator[Model]:
     kind = multipart.get_media_type(request)
     if kind == "application/json":
         yield _validate(json_model, _load_object(await _read_json(request)))
     elif kind == multipart.FORM:
-        async with multipart.parse_form(request, blobs, _FORM_LIMITS) as form:
+        async with multipart.parse_form(request, blobs, _FORM_LIMITS, quota) as form:
             yield _validate(form_model, _collect_fields(form, form_model))
     else:
         raise errors.BadRequest(

@@ -84,6 +84,13 @@ def store_picture(picture: Picture, store: JobStore, blobs: Blobs) -> str:
     return blobs.commit(picture)
 
 
+def measure_picture(picture: Picture, blobs: Blobs) -> tuple[str, int]:
+    """Return the digest and the bytes of an uploaded picture, or of a digest."""
+    if isinstance(picture, str):
+        return picture, blobs.size_bytes(picture)
+    return picture.digest, picture.path.stat().st_size
+
+
 def picture_path(picture: Picture, blobs: Blobs) -> Path:
     """Return the file of an uploaded picture or of a digest, which `check_digest` has checked.
 

@@ -3,6 +3,7 @@
 Knows no route.
 """
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
@@ -20,6 +21,9 @@ from api.dependencies import (
 )
 from api.http.root_path import add_root_path, root_path
 from api.schemas.job import JOBS, RETRY_AFTER_SECONDS, JobResource, job_resource
+from api.schemas.submission import Picture
+from api.submissions.multipart import FormQuota
+from api.submissions.pictures import measure_picture
 from core import errors
 from core.jobs.models import (
     Job,
@@ -102,7 +106,16 @@ class SubmissionService:
     @property
     def limits(self) -> QueueLimits:
         """The maximum number of jobs in the queue, and of one caller."""
-        return QueueLimits(queued=self.config.max_queued, per_owner=self.config.max_jobs_per_caller)
+        return QueueLimits(
+            queued=self.config.max_queued,
+            per_owner=self.config.max_jobs_per_caller,
+            pending_bytes=round(self.config.upload_quota_gb_per_caller * 1e9),
+        )
+
+    @property
+    def form_quota(self) -> FormQuota:
+        """The bytes of files that the caller may be sending at the same time."""
+        return FormQuota(self.waiter.caller, self.config.upload_quota_gb_per_caller * 1e9)
 
     def check_model(self, spec: StyleSpec) -> None:
         """Raise BadSpec for a network that no worker has and that none could fetch.
@@ -118,14 +131,20 @@ class SubmissionService:
                 "model: no worker has a network of this name; GET /v1/models lists those there are."
             )
 
-    def check_limits(self, options: SubmissionOptions, count: int = 1) -> None:
+    def check_limits(
+        self, options: SubmissionOptions, pictures: Iterable[Picture], count: int = 1
+    ) -> dict[str, int]:
         """Refuse `count` jobs that exceed the limits, before their pictures are stored.
+
+        Returns the bytes of the pictures, by digest.
 
         A job that may reuse a result is not refused here: it may need no place in the queue.
         Raises QuotaExceeded, QueueFull.
         """
+        picture_bytes = dict(measure_picture(picture, self.blobs) for picture in pictures)
         if not options.reuse:
-            self.store.check_limits(self.caller.owner, self.limits, count)
+            self.store.check_limits(self.caller.owner, self.limits, count, picture_bytes)
+        return picture_bytes
 
     def create_job(
         self,

@@ -208,6 +208,7 @@ class SubmissionContext(_Record):
     request_hash: str | None = None
     retried_from: str | None = None
     batch_id: str | None = None
+    picture_bytes: dict[str, int] = {}  # of the pictures, by digest
     root_path: str = ""  # of the request: the webhook's links begin with it
 
 
@@ -216,6 +217,7 @@ class QueueLimits(_Record):
 
     queued: int | None = None  # of all owners
     per_owner: int | None = None  # queued and running
+    pending_bytes: int | None = None  # of the pictures of these, each counted once
 
 
 class JobProgress(_Record):

@@ -45,6 +45,7 @@ def serialize(
     identifies the whole request: an idempotency key returns its job only for the same one.
     """
     input_json = job_input.model_dump_json()
+    digests = job_input.digests()
     fingerprint = sha256_hex(input_json)
     requested = f"{options.model_dump_json()} {context.retried_from}"
     deadline_ms = key_hash = None
@@ -62,7 +63,8 @@ def serialize(
         "retried_from": context.retried_from,
         "batch_id": context.batch_id,
         "input": input_json,
-        "digests": job_input.digests(),
+        "digests": digests,
+        "sizes": [context.picture_bytes.get(digest, 0) for digest in digests],
         "fingerprint": fingerprint,
         "reuse": options.reuse or None,
         "model": job_input.spec.get("model", "auto"),
@@ -71,6 +73,7 @@ def serialize(
         "replay_ms": round(REPLAY_SECONDS * 1000),
         "max_queued": limits.queued,
         "max_per_owner": limits.per_owner,
+        "max_bytes": limits.pending_bytes,
     }
     return {name: value for name, value in submission.items() if value is not None}
 

@@ -8,7 +8,7 @@ or HTTP and reads no settings. It is synchronous; docs/decisions/0002-synchronou
 import hashlib
 import json
 import time
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from contextlib import suppress
 from functools import cache
 from itertools import chain
@@ -192,23 +192,36 @@ class JobStore:
             raise
         return str(created_id)
 
-    def check_limits(self, owner: str, limits: QueueLimits, count: int = 1) -> None:
+    def check_limits(
+        self,
+        owner: str,
+        limits: QueueLimits,
+        count: int = 1,
+        picture_bytes: Mapping[str, int] | None = None,
+    ) -> None:
         """Raise QuotaExceeded or QueueFull if `count` more jobs exceed the limits now.
 
+        picture_bytes: the sizes of their pictures, by digest.
         Raises StoreUnsafe and IntakePaused, too. `create` checks again. This earlier check keeps
         the pictures of a refused submission from being stored.
         """
         self.monitor.require_safe()
+        sizes = picture_bytes or {}
         with self._circuit_breaker, self._redis.pipeline() as pipe:
             pipe.zcard(f"{PREFIX}queue:{owner}")
             pipe.zcard(f"{PREFIX}jobs_of:{owner}:running")
             pipe.zcard(f"{PREFIX}queue")
+            pipe.hget(f"{PREFIX}pending_sizes:{owner}", "sum")
+            pipe.hmget(f"{PREFIX}pending:{owner}", ["", *sizes])
             pipe.exists(f"{PREFIX}intake_paused")
-            own_queued, own_running, queued, is_paused = pipe.execute()
+            own_queued, own_running, queued, pending, (_, *uses), is_paused = pipe.execute()
         if is_paused:
             raise errors.IntakePaused()
         if limits.per_owner is not None and own_queued + own_running + count > limits.per_owner:
             raise self._make_limit_error("quota")
+        new = sum(size for size, use in zip(sizes.values(), uses, strict=True) if use is None)
+        if limits.pending_bytes is not None and int(pending or 0) + new > limits.pending_bytes:
+            raise self._make_limit_error("bytes")
         if limits.queued is not None and queued + count > limits.queued:
             raise self._make_limit_error("full")
 
@@ -218,6 +231,12 @@ class JobStore:
         retry_seconds = min(max(1.0, job_seconds), 600.0)
         if outcome == "quota":
             return errors.QuotaExceeded(retry_seconds=retry_seconds)
+        if outcome == "bytes":
+            return errors.QuotaExceeded(
+                "The pictures of your queued and running jobs fill your quota of bytes; send fewer "
+                "or smaller ones, or try again when a job has ended.",
+                retry_seconds=retry_seconds,
+            )
         return errors.QueueFull(retry_seconds=retry_seconds)
 
     def get_batch(self, batch_id: str, owner: str = ANY_OWNER) -> Batch:

@@ -41,8 +41,67 @@ local function drop_frames(p, id)
   redis.call('HDEL', job_key(p, id), 'frames', 'frame_thinnings')
 end
 
+local SUM = 'sum' -- in the hashes of sizes; no digest has this name
+
+-- Set the bytes of a digest in a hash with a running sum; 0 removes it.
+local function set_size(sizes, digest, bytes)
+  local before = tonumber(redis.call('HGET', sizes, digest) or 0) or 0
+  if bytes > 0 then
+    redis.call('HSET', sizes, digest, bytes)
+  else
+    redis.call('HDEL', sizes, digest)
+  end
+  add(sizes, SUM, bytes - before)
+end
+
+local function get_sum(sizes)
+  return tonumber(redis.call('HGET', sizes, SUM) or 0) or 0
+end
+
+-- Count the pictures of an unfinished job. Those that several jobs share count once.
+local function add_pending(p, id, owner, digests, sizes)
+  for i, digest in ipairs(digests) do
+    if redis.call('HINCRBY', p .. 'pending:' .. owner, digest, 1) == 1 then
+      set_size(p .. 'pending_sizes:' .. owner, digest, sizes[i])
+    end
+  end
+  redis.call('HSET', job_key(p, id), 'pending', #digests)
+end
+
+-- The job has ended: its pictures can be deleted to make room. Safe to repeat.
+local function drop_pending(p, id)
+  local owner, blobs, count = get_fields(p, id, 'owner', 'blobs', 'pending')
+  if not (owner and count) then
+    return
+  end
+  redis.call('HDEL', job_key(p, id), 'pending')
+  local digests = decode_stored(blobs) -- first those of the submission, then results
+  for i = 1, math.min(#digests, tonumber(count) or 0) do
+    if redis.call('HINCRBY', p .. 'pending:' .. owner, digests[i], -1) <= 0 then
+      redis.call('HDEL', p .. 'pending:' .. owner, digests[i])
+      set_size(p .. 'pending_sizes:' .. owner, digests[i], 0)
+    end
+  end
+end
+
+-- The bytes that these submissions would add to the owner's pending pictures.
+local function count_new_bytes(p, submissions)
+  local bytes, seen = 0, {}
+  for _, submission in ipairs(submissions) do
+    for i, digest in ipairs(submission.digests) do
+      if not seen[digest] and redis.call('HEXISTS', p .. 'pending:' .. submission.owner, digest) == 0
+      then
+        bytes = bytes + submission.sizes[i]
+      end
+      seen[digest] = true
+    end
+  end
+  return bytes
+end
+
 -- Drop all references of a job to blobs.
 local function drop_all(p, id)
+  drop_pending(p, id)
   local owner, blobs, preview = get_fields(p, id, 'owner', 'blobs', 'preview')
   for _, digest in ipairs(decode_stored(blobs)) do
     drop_reference(p, owner, digest)
@@ -55,26 +114,13 @@ local function drop_all(p, id)
   redis.call('HDEL', job_key(p, id), 'preview')
 end
 
-local SUM = 'sum' -- in the hash of the sizes; no digest has this name
-
-local function set_upload_size(p, owner, digest, bytes)
-  local sizes = p .. 'upload_sizes:' .. owner
-  local before = tonumber(redis.call('HGET', sizes, digest) or 0) or 0
-  if bytes > 0 then
-    redis.call('HSET', sizes, digest, bytes)
-  else
-    redis.call('HDEL', sizes, digest)
-  end
-  add(sizes, SUM, bytes - before)
-end
-
 -- Returns whether there may be more.
 local function forget_old_uploads(p, owner)
   local uploads = p .. 'uploads:' .. owner
   local old = redis.call('ZRANGEBYSCORE', uploads, '-inf', now_ms(), 'LIMIT', 0, MAX_FORGOTTEN)
   for _, digest in ipairs(old) do
     redis.call('ZREM', uploads, digest)
-    set_upload_size(p, owner, digest, 0)
+    set_size(p .. 'upload_sizes:' .. owner, digest, 0)
   end
   return #old == MAX_FORGOTTEN
 end
@@ -87,7 +133,7 @@ local function find_refusal(p, owner, digest, bytes, max_bytes, max_count)
   local is_new = not redis.call('ZSCORE', uploads, digest)
   local is_counted = bytes == 0 or redis.call('HEXISTS', sizes, digest) == 1
   local is_full = is_new and redis.call('ZCARD', uploads) >= max_count
-  local sum = tonumber(redis.call('HGET', sizes, SUM) or 0) or 0
+  local sum = get_sum(sizes)
   if is_full or not is_counted and sum + bytes > max_bytes then
     if has_more_old then
       return 2
@@ -102,7 +148,7 @@ local function add_upload(p, owner, digest, until_ms, bytes)
   local uploads, sizes = p .. 'uploads:' .. owner, p .. 'upload_sizes:' .. owner
   redis.call('ZADD', uploads, 'GT', until_ms, digest)
   if bytes > 0 then
-    set_upload_size(p, owner, digest, bytes)
+    set_size(sizes, digest, bytes)
   end
   local left_ms = math.max(redis.call('PTTL', uploads), until_ms - now_ms(), 1)
   redis.call('PEXPIRE', uploads, left_ms)

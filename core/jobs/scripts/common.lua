@@ -27,7 +27,9 @@
 --   refs, refs:<owner>         hash    digest -> how many jobs use the blob: of all, of one owner
 --   uploads:<owner>            zset    digests by the end of the time that the owner may name them
 --   upload_sizes:<owner>       hash    digest -> bytes of the upload, and 'sum' -> of all of them
---   sizes:<owner>              hash    the same in earlier versions, without the sum
+--   pending:<owner>            hash    digest -> how often unfinished jobs of the owner need it
+--   pending_sizes:<owner>      hash    digest -> bytes of each of these, and 'sum' -> of all of them
+--   sizes:<owner>              hash    upload_sizes in earlier versions, without the sum
 --   orphans                    zset    digests by the time they may be deleted if no job uses them
 --   deleting                   set     digests whose files are being deleted
 --   identity                   string  tells this store from another; store_monitor.py compares it

@@ -31,6 +31,7 @@ local function on_ended(p, id)
   redis.call('HINCRBY', p .. 'ended', status, 1)
   count_end(p, id, status)
   redis.call('HDEL', job_key(p, id), 'checkpoint')
+  drop_pending(p, id)
   redis.call('ZREM', p .. 'deadlines', id)
   if pinned ~= '1' then
     set_expiry(p, id, retention_ms)

@@ -67,6 +67,7 @@ local function write_record(p, id, submission)
   for _, digest in ipairs(submission.digests) do
     add_reference(p, owner, digest)
   end
+  add_pending(p, id, owner, submission.digests, submission.sizes)
   if submission.deadline_ms then
     redis.call('HSET', key, 'deadline_at', now + submission.deadline_ms)
     redis.call('ZADD', p .. 'deadlines', now + submission.deadline_ms, id)
@@ -108,6 +109,10 @@ local function refusal_reason(p, submissions)
   if new > 0 and first.max_per_owner and own + new > first.max_per_owner then
     return 'quota'
   end
+  local pending = get_sum(p .. 'pending_sizes:' .. first.owner)
+  if new > 0 and first.max_bytes and pending + count_new_bytes(p, submissions) > first.max_bytes then
+    return 'bytes'
+  end
   local queued = redis.call('ZCARD', p .. 'queue')
   if new > 0 and first.max_queued and queued + new > first.max_queued then
     return 'full'
@@ -131,8 +136,8 @@ end
 -- jobs and `submissions` are JSON lists. The first submission carries the idempotency key.
 -- Returns {outcome, id}. Outcomes: created, perhaps earlier, with the same id or key; conflict: the
 -- key belongs to another request; no_image: an image is not retained; quota: the owner has enough
--- unfinished jobs; full: the queue is; records: the owner has too many, and none may go; paused: the
--- operator accepts no jobs now.
+-- unfinished jobs; bytes: their pictures take too many; full: the queue is; records: the owner has
+-- too many, and none may go; paused: the operator accepts no jobs now.
 operation('create', function(p, id, ids, submissions)
   if redis.call('EXISTS', job_key(p, id), p .. 'batch:' .. id) == 1 then
     return { 'created', id }

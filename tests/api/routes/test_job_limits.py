@@ -14,7 +14,8 @@ from starlette.testclient import TestClient
 from api.app import create_app
 from api.fair_queue import FairQueue
 from api.settings import ApiSettings
-from api.submissions import estimates
+from api.submissions import estimates, multipart
+from core import errors
 from core.config import Settings
 from core.images import codec
 from core.jobs.models import EstimateResponse, JobError, ScaleEstimate, WorkerInfo
@@ -329,3 +330,70 @@ def test_a_continued_job_can_begin_again_with_the_photo(
     assert begun.json()["input"]["spec"]["init"] == "content"
     assert (impossible.status_code, impossible.json()["code"]) == (422, "bad_spec")
     assert "send continue" in impossible.json()["detail"]
+
+
+def test_the_pictures_of_a_callers_unfinished_jobs_have_a_quota(
+    app: FastAPI, client: TestClient, files: Any, notifications: list[int], tmp_path: Path
+) -> None:
+    """A refusal stores nothing; the end of a job makes room."""
+    names = {name: data for name, (_, data) in files.items()}
+    other = codec.encode(Image.effect_noise((96, 72), 60).convert("RGB"))
+    quota = sum(map(len, names.values())) + len(other) - 1
+    app.state.settings = ApiSettings(upload_quota_gb_per_caller=quota / 1e9)
+    first = client.post("/v1/jobs", files=names, data={"size": "64"})
+    again = client.post("/v1/jobs", files=names, data={"size": "64"})
+    stored = len(list((tmp_path / "blobs").glob("??/*")))
+    more = {**names, "content": other}
+    refused = [client.post(path, files=more, data={"size": "64"}) for path in PATHS]
+    kept = len(list((tmp_path / "blobs").glob("??/*")))
+    uploaded = client.post("/v1/images", files={"image": other}).json()["id"]
+    by_digest = {"content": uploaded, "styles": [uploaded], "spec": {"size": 64}}
+    refused.append(client.post("/v1/jobs", json=by_digest))
+    client.post(f"{first.headers['location']}/cancel")
+    still = client.post("/v1/jobs", json=by_digest)
+    client.post(f"{again.headers['location']}/cancel")
+    accepted = client.post("/v1/jobs", json=by_digest)
+
+    assert (first.status_code, again.status_code) == (202, 202), "the same pictures count once"
+    for answer in (*refused, still):
+        assert (answer.status_code, answer.json()["code"]) == (429, "quota_exceeded")
+        assert "The pictures of your queued and running jobs fill" in answer.json()["detail"]
+    assert kept == stored
+    assert accepted.status_code == 202
+
+
+PATHS = ("/v1/jobs", "/v1/batches")
+
+
+def test_the_files_of_a_callers_unfinished_forms_have_a_quota(
+    app: FastAPI, client: TestClient, files: Any, notifications: list[int], tmp_path: Path
+) -> None:
+    size = len(files["content"][1]) + len(files["style"][1])
+    app.state.settings = ApiSettings(upload_quota_gb_per_caller=(size - 1) / 1e9)
+    refused = [client.post(path, files=files, data={"size": "64"}) for path in PATHS]
+    left = [path for path in tmp_path.rglob("*") if path.is_file() and path.stem != "store"]
+    app.state.settings = ApiSettings(upload_quota_gb_per_caller=size / 1e9)
+    broken = client.post("/v1/jobs", files={**files, "nothing": files["style"]})
+    accepted = client.post("/v1/jobs", files=files, data={"size": "64"})
+
+    for answer in refused:
+        assert (answer.status_code, answer.json()["code"]) == (429, "quota_exceeded")
+        assert "The files that you are sending" in answer.json()["detail"]
+    assert left == []
+    assert broken.status_code in (400, 429)
+    assert accepted.status_code == 202
+    assert not multipart._bytes_of_forms, "the end of a request forgets its bytes"
+
+
+def test_the_forms_of_one_caller_share_their_quota() -> None:
+    one, two, other = (multipart.FormQuota(caller, 100) for caller in ("a", "a", "b"))
+    one.add(60)
+    other.add(60)
+    with pytest.raises(errors.QuotaExceeded):
+        two.add(50)
+    one.release()
+    two.add(50)
+    for quota in (two, other):
+        quota.release()
+
+    assert not multipart._bytes_of_forms

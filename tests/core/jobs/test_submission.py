@@ -1,6 +1,7 @@
 """New jobs: idempotency keys, limits, reused results, and room for records."""
 
 import threading
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -8,6 +9,7 @@ import redis
 
 from core import errors
 from core.jobs.models import (
+    Job,
     QueueLimits,
     Status,
     SubmissionContext,
@@ -255,3 +257,72 @@ def test_a_worker_starts_no_further_job_of_a_batch_while_it_is_canceled(
     store.cancel_batch(batch.id)
 
     assert running == [batch.jobs[0].id]
+
+
+# ---------------------------------------------------------------------- the pictures' bytes
+
+BOUNDED = QueueLimits(pending_bytes=100)
+
+
+@pytest.fixture
+def pending(store: JobStore) -> Callable[[], tuple[int, dict[str, str]]]:
+    """Return how many pictures of anna's unfinished jobs are counted, and their bytes."""
+
+    def read() -> tuple[int, dict[str, str]]:
+        client = store._redis
+        sizes: Any = client.hgetall(f"{PREFIX}pending_sizes:anna")
+        return int(client.hlen(f"{PREFIX}pending:anna")), sizes  # type: ignore[arg-type]
+
+    return read
+
+
+@pytest.mark.parametrize(
+    "end", ["succeed", "fail", "cancel queued", "cancel running", "delete", "delete running"]
+)
+def test_the_pictures_of_unfinished_jobs_have_a_quota_in_bytes(
+    driver: Any, store: JobStore, pending: Any, end: str
+) -> None:
+    sizes = {driver.CONTENT: 60, driver.STYLE: 40}
+    job = driver.submit("anna", BOUNDED, picture_bytes=sizes)
+    assert driver.submit("anna", BOUNDED, picture_bytes=sizes), "the same pictures count once"
+    assert pending() == (2, {driver.CONTENT: "60", driver.STYLE: "40", "sum": "100"})
+    more = driver.INPUT.model_copy(update={"content": driver.RESULT})
+    store.reserve(driver.RESULT, 60)
+
+    def submit_more() -> Job:
+        context = SubmissionContext(owner="anna", picture_bytes={driver.RESULT: 50, **sizes})
+        return store.create(new_job_id(), more, driver.OPTIONS, BOUNDED, context)
+
+    for refused in (
+        submit_more,
+        lambda: store.check_limits("anna", BOUNDED, 1, {driver.RESULT: 50}),
+        lambda: store.create_batch(
+            "batch_a",
+            [more],
+            driver.OPTIONS,
+            BOUNDED,
+            SubmissionContext(owner="anna", picture_bytes={driver.RESULT: 1}),
+        ),
+    ):
+        with pytest.raises(errors.QuotaExceeded, match="your queued and running jobs"):
+            refused()
+    store.check_limits("anna", BOUNDED, 1, sizes)
+    other = driver.submit("ben", BOUNDED, picture_bytes=sizes)  # it is a limit of each owner
+    store.delete(other.id)
+    store.delete(job.id)
+    assert pending()[0] == 2, "the other job still needs them"
+
+    waiting = store.list_page(limit=9, owner="anna")[0][0]
+    if end not in ("cancel queued", "delete"):
+        driver.claim()
+    if end == "succeed":
+        store.succeed(waiting.id, "t", driver.OUTPUT, driver.MODEL, {})
+    elif end == "fail":
+        store.fail(waiting.id, "t", driver.DIVERGED)
+    elif end.startswith("cancel"):
+        store.cancel(waiting.id)
+        store.end_canceled(waiting.id, "t", None)
+    else:
+        store.delete(waiting.id)
+    assert pending() == (0, {"sum": "0"})
+    submit_more()
