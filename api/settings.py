@@ -23,7 +23,7 @@ Origin = Annotated[str, Field(pattern=r"^https?://[^/\s]+$")]
 class ApiSettings(BaseSettings):
     """IMPASTO_API_*."""
 
-    model_config = SettingsConfigDict(env_prefix="IMPASTO_API_", frozen=True)
+    model_config = SettingsConfigDict(env_prefix="IMPASTO_API_", env_ignore_empty=True, frozen=True)
 
     host: str = Field("127.0.0.1", description="Address to listen on.")
     port: int = Field(8000, ge=1, le=65535, description="Port to listen on.")

@@ -16,7 +16,7 @@ import click
 import redis
 
 from cli.output import printable
-from cli.store_location import find_store_url
+from cli.store_location import find_store_url, is_store_named
 from core import errors
 from core.config import Settings, read_settings
 from core.jobs.store_monitor import REQUIRED, StoreMonitor
@@ -237,7 +237,7 @@ def check_store(config: Settings) -> Iterator[Finding]:
     except errors.BadSettings as error:
         yield Finding("store", "wrong", error.message)
         return
-    is_expected = "IMPASTO_REDIS_URL" in os.environ or url != config.redis_url
+    is_expected = is_store_named(config)
     # The monitor would write a missing file.
     file = config.blobs_dir / IDENTITY_FILE
     client = connect(url)

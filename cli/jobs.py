@@ -31,6 +31,7 @@ from core import errors
 from core.images import validation
 from core.jobs.models import Job, Status, SubmissionOptions
 from core.storage.blobs import digest_of
+from core.style.limits import describe_seconds
 from core.style.spec import MAX_SIZE_PX
 from impasto import Client, Estimate
 
@@ -171,11 +172,11 @@ def _print_estimate(estimate: Estimate) -> None:
     start_seconds = estimate.queue.start_seconds
     start = f"after {estimate.queue.position} others"
     if start_seconds is not None:  # known once the service has run some jobs
-        start = f"in {start_seconds:.0f} s"
+        start = f"in {describe_seconds(start_seconds)}"
     memory_gb = (estimate.memory_bytes or 0) / 1e9
     network, device = printable(estimate.network), printable(estimate.device)
     click.echo(
-        f"Total: {estimate.seconds:.0f} s and {memory_gb:.1f} GB plus the network "
+        f"Total: {describe_seconds(estimate.seconds or 0)} and {memory_gb:.1f} GB plus the network "
         f"({network}, {device}); the job would start {start}."
     )
 

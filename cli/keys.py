@@ -7,7 +7,8 @@ from datetime import datetime
 
 import click
 
-from cli.store_location import find_store_url
+from cli.store_location import find_store_url, is_store_named
+from core import errors
 from core.auth.api_keys import ApiKeyStore
 from core.config import Settings, read_settings
 from core.jobs.models import Priority
@@ -63,4 +64,13 @@ def revoke(key_id: str) -> None:
 
 
 def _open_store() -> ApiKeyStore:
-    return ApiKeyStore(find_store_url(read_settings(Settings)))
+    config = read_settings(Settings)
+    store = ApiKeyStore(find_store_url(config))
+    if not is_store_named(config):
+        try:
+            store.list()
+        except errors.StoreUnavailable:
+            raise errors.StoreUnavailable(
+                "`impasto up` does not run here; start it, or set IMPASTO_REDIS_URL."
+            ) from None
+    return store

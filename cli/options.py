@@ -14,6 +14,7 @@ from core.images import validation
 from core.jobs.models import Priority, SubmissionOptions
 from core.storage.files import atomic_write
 from core.style import presets
+from core.style.limits import describe_seconds
 from core.style.spec import StyleSpec, apply_changes, describe_range
 
 FORMATS: dict[str, validation.Format] = {
@@ -192,4 +193,6 @@ def print_scales(scales: Iterable[tuple[int, int, int, int | None, float]]) -> N
     """Print one line per scale: width px, height px, iterations, tile px or None, seconds."""
     for width, height, iterations, tile_px, seconds in scales:
         tiling = f"tiles of {tile_px} px" if tile_px else "whole"
-        click.echo(f"{width} x {height} px, {iterations} iterations, {tiling}: {seconds:.0f} s")
+        click.echo(
+            f"{width} x {height} px, {iterations} iterations, {tiling}: {describe_seconds(seconds)}"
+        )

@@ -13,7 +13,7 @@ def find_store_url(config: Settings) -> str:
     Raises BadSettings if the file of `impasto up` cannot be read.
     """
     file = locate_store_file(config.data_dir)
-    if "IMPASTO_REDIS_URL" in os.environ:
+    if os.environ.get("IMPASTO_REDIS_URL"):
         return config.redis_url
     try:
         return file.read_text(encoding="utf-8")
@@ -24,6 +24,11 @@ def find_store_url(config: Settings) -> str:
             f"{file} cannot be read ({error.strerror}): run this as the user of `impasto up`, or "
             "set IMPASTO_REDIS_URL."
         ) from error
+
+
+def is_store_named(config: Settings) -> bool:
+    """Return whether IMPASTO_REDIS_URL or a running `impasto up` says where the store is."""
+    return bool(os.environ.get("IMPASTO_REDIS_URL")) or find_store_url(config) != config.redis_url
 
 
 def locate_store_file(data_dir: Path) -> Path:

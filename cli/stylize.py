@@ -32,6 +32,7 @@ from core.images import codec, validation
 from core.images.decoder import SandboxedDecoder
 from core.jobs.models import JobInput, ModelUsed
 from core.storage.blobs import digest_of
+from core.style.limits import describe_seconds
 from core.style.spec import StyleSpec, parse_spec
 
 
@@ -246,5 +247,6 @@ def _print_plan(plan: Any) -> None:
         for planned in plan.scales
     )
     click.echo(
-        f"Total: {plan.seconds:.0f} s and {plan.memory_bytes / 1e9:.1f} GB plus the network."
+        f"Total: {describe_seconds(plan.seconds)} and {plan.memory_bytes / 1e9:.1f} GB "
+        "plus the network."
     )

@@ -29,7 +29,7 @@ def _user_dir(variable: str, fallback: str) -> Path:
 class Settings(BaseSettings):
     """IMPASTO_*: the settings of every process."""
 
-    model_config = SettingsConfigDict(env_prefix="IMPASTO_", frozen=True)
+    model_config = SettingsConfigDict(env_prefix="IMPASTO_", env_ignore_empty=True, frozen=True)
 
     redis_url: Annotated[str, AfterValidator(check_redis_url)] = Field(
         "redis://127.0.0.1:6379/0",
@@ -172,10 +172,29 @@ def read_settings(kind: type[AnySettings]) -> AnySettings:
     except ValidationError as error:
         first = error.errors(include_url=False, include_input=False)[0]
         variable = prefix + str(first["loc"][0]).upper()
-        field = kind.model_fields[str(first["loc"][0])]
-        reason: str | None = f"{first['msg']}."
-        if first["type"] == "string_pattern_mismatch":
-            reason = field.description  # pydantic's message would show only the pattern
-        elif first["type"] == "value_error":
+        reason = _describe_values(kind, str(first["loc"][0]))
+        if first["type"] == "value_error":
             reason = str(first["ctx"]["error"])  # without pydantic's prefix
         raise errors.BadSettings(f"{variable}: {reason}") from error
+
+
+def _describe_values(kind: type[BaseSettings], name: str) -> str:
+    """Return a sentence with the values that a setting may have."""
+    schema = kind.model_json_schema()["properties"][name]
+    if "enum" in schema:
+        return f"It must be one of {', '.join(schema['enum'])}."
+    if schema["type"] == "boolean":
+        return "It must be true or false."
+    if schema["type"] not in ("integer", "number"):
+        return str(schema["description"])
+    number = "a whole number" if schema["type"] == "integer" else "a number"
+    bounds = [
+        f"{words} {schema[limit]:.10g}"
+        for limit, words in (
+            ("minimum", "at least"),
+            ("exclusiveMinimum", "above"),
+            ("maximum", "at most"),
+        )
+        if limit in schema
+    ]
+    return f"It must be {number}, {' and '.join(bounds)}."

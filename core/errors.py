@@ -165,7 +165,7 @@ class ImageNotFound(NotFound):
 
 
 class ImageDamaged(ImageNotFound):
-    """The stored picture is damaged; upload it again."""
+    """The stored picture is damaged; upload it again or, if it is a result, retry its job."""
 
     code = "image_damaged"
 

@@ -476,6 +476,8 @@ def _to_error(response: httpx2.Response) -> errors.ImpastoError:
         if status in (502, 503, 504):  # from a proxy whose service is down
             return errors.Unavailable()
         return _not_ours(response)
+    if code == "not_found" and "/v1/v1/" in response.request.url.path:
+        message = "The service has no such path; give its URL without /v1 (--url, IMPASTO_URL)."
     if status == 401:
         message = "The service requires an API key; set IMPASTO_KEY to a valid one."
     kind = _KINDS.get(code) or _kind_by_status(status)

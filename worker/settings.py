@@ -9,7 +9,9 @@ from pydantic_settings import BaseSettings, SettingsConfigDict
 class WorkerSettings(BaseSettings):
     """IMPASTO_WORKER_*."""
 
-    model_config = SettingsConfigDict(env_prefix="IMPASTO_WORKER_", frozen=True)
+    model_config = SettingsConfigDict(
+        env_prefix="IMPASTO_WORKER_", env_ignore_empty=True, frozen=True
+    )
 
     device: str = Field(
         "auto",

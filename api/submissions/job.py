@@ -102,9 +102,13 @@ def _check_submission(submission: JobSubmission, submissions: SubmissionService)
         for picture in submission.pictures():
             if isinstance(picture, str):
                 check_digest(picture, owner, store, blobs)
-    except errors.ImageNotFound:
+    except errors.ImageNotFound as error:
         if submission.source is None:
             raise
+        if isinstance(error, errors.ImageDamaged):
+            raise errors.ImageDamaged(
+                "A picture that the record names is damaged; send it beside from."
+            ) from None
         raise errors.ImageNotFound(
             "A picture that the record names is not available; send it beside from."
         ) from None

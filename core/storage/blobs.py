@@ -66,7 +66,10 @@ def _translate_read_errors() -> Iterator[None]:
 def _report_damage(digest: str) -> errors.ImageDamaged:
     """Log a damaged blob, and return the error to raise."""
     log.error("the picture %s is damaged on the disk", digest)
-    return errors.ImageDamaged(f"The stored picture {digest} is damaged; upload it again.")
+    return errors.ImageDamaged(
+        f"The stored picture {digest} is damaged; upload it again or, if it is a result, retry its "
+        "job."
+    )
 
 
 class PendingBlob(io.BufferedRandom):

@@ -16,6 +16,14 @@ from core.style.spec import MAX_ITERATIONS, MAX_SIZE_PX, StyleSpec
 _SLOWEST_PIXEL_SECONDS = 2e-5
 
 
+def describe_seconds(seconds: float) -> str:
+    """A duration in the unit in which a person would state it: `90 s`, `3 h`, `29 days`."""
+    for unit, unit_seconds in (("days", 86_400), ("h", 3600), ("min", 60)):
+        if seconds >= 2 * unit_seconds:
+            return f"{seconds / unit_seconds:.0f} {unit}"
+    return f"{seconds:.0f} s"
+
+
 def _most_iterations(spec: StyleSpec, width: int, height: int) -> int:
     """The most iterations at one scale."""
     return max(scale.iterations for scale in schedule(spec, width, height))
@@ -84,7 +92,7 @@ class JobLimits:
         """Raise BadSpec for a job that is estimated to take longer."""
         if self.seconds and seconds > self.seconds:
             raise errors.BadSpec(
-                f"The job would take about {seconds:.0f} s, and this service allows "
+                f"The job would take about {describe_seconds(seconds)}, and this service allows "
                 f"{self.seconds:g} s (IMPASTO_MAX_JOB_SECONDS): use a smaller size, or fewer "
                 "iterations."
             )

@@ -90,6 +90,19 @@ def test_the_file_of_another_user_is_reported_with_what_to_do(
     assert impasto("keys", "list", IMPASTO_REDIS_URL=valkey.url).returncode == 0
 
 
+def test_without_a_store_the_command_says_what_to_start(
+    impasto: Command, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Nothing names a store, and nothing listens at the default address."""
+    monkeypatch.setattr("cli.keys.find_store_url", lambda _: "redis://127.0.0.1:1/0")
+    ran = impasto("keys", "list")
+
+    assert ran.returncode == 1
+    assert ran.stderr.splitlines() == [
+        "impasto: `impasto up` does not run here; start it, or set IMPASTO_REDIS_URL."
+    ]
+
+
 def test_an_unreachable_store_is_reported_in_one_line(impasto: Command, tmp_path: Path) -> None:
     locate_store_file(tmp_path).write_text("redis://127.0.0.1:1/0")
     ran = impasto("keys", "list")

@@ -526,6 +526,12 @@ def test_an_error_that_a_retry_cannot_cure_in_time_is_raised(
     assert (type(raised.value), raised.value.code, len(requests)) == (kind, code, 1)
 
 
+@pytest.mark.parametrize("end", ["/v1", "/v1/"])
+def test_a_url_with_v1_is_refused_with_what_to_give(service: ApiProcess, end: str) -> None:
+    with Client(service.url + end) as client, pytest.raises(errors.NotFound, match="without /v1"):
+        client.presets()
+
+
 PORTAL = _response(200, "<html>Log in</html>", Content_Type="text/html")
 
 

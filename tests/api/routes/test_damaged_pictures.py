@@ -69,6 +69,25 @@ def test_a_damaged_result_is_gone_in_every_form(
     assert client.get(address).json()["status"] == "succeeded"
 
 
+def test_the_answers_say_what_replaces_a_damaged_result_and_a_damaged_picture_of_a_record(
+    client: TestClient, submit: Any, run_job: Any, store: JobStore, photo: Image.Image, damage: Any
+) -> None:
+    """A result cannot be uploaded again, and a record names its pictures."""
+    job_id = submit().headers["location"].rpartition("/")[2]
+    run_job(photo)
+    job = store.get(job_id)
+    result = codec.encode(photo, "png", job.input.model_dump())
+    damage(job.input.content)
+    again = client.post("/v1/jobs", files={"from": ("result.png", result)})
+    damage(job.outputs[0].id)
+    read = client.get(f"/v1/images/{job.outputs[0].id}")
+
+    assert _is_gone(again)
+    assert _is_gone(read)
+    assert "send it beside from" in again.json()["detail"]
+    assert "retry its job" in read.json()["detail"]
+
+
 def test_a_damaged_frame_is_gone(
     client: TestClient, submit: Any, store: JobStore, blobs: Blobs, damage: Any
 ) -> None:

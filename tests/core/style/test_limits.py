@@ -6,7 +6,7 @@ import pytest
 
 from core import errors
 from core.config import Settings
-from core.style.limits import JobLimits
+from core.style.limits import JobLimits, describe_seconds
 from core.style.schedule import schedule
 from core.style.spec import parse_spec
 
@@ -49,6 +49,17 @@ def test_only_a_job_that_may_take_too_long_needs_an_estimate() -> None:
     assert needs_estimate(by_default, **huge)
     assert needs_estimate(LIMITS)
     assert not needs_estimate(JobLimits(), **huge)
+
+
+@pytest.mark.parametrize(
+    ("seconds", "words"),
+    [(0.4, "0 s"), (119, "119 s"), (200, "3 min"), (9000, "2 h"), (2_546_535, "29 days")],
+)
+def test_a_duration_is_stated_in_a_unit_that_fits(seconds: float, words: str) -> None:
+    assert describe_seconds(seconds) == words
+    if seconds > 60:
+        with pytest.raises(errors.BadSpec, match=f"would take about {words}, and"):
+            LIMITS.check_seconds(seconds)
 
 
 def test_a_run_is_over_after_the_seconds_of_the_limit_and_without_one_never() -> None:
