@@ -42,6 +42,10 @@ PROVENANCE_KEY = "impasto"
 _BLACK_MASK = "A mask is black all over. Only what is white in it counts."
 _ONE_COLOR = "The picture is one color all over."
 _MISSING_DATA = "A part of the JPEG is missing; send the original file, or save it again."
+_UNUSED_DATA = (
+    "The JPEG holds more data than its picture takes: a part of it may be damaged. If it looks so, "
+    "send the original file."
+)
 _DEEP = "A TIFF may have 8 or 16 bits per sample; save the picture as such."
 _NUMBERS = "The samples of a TIFF must be whole numbers from 0; save it with 8 bits per sample."
 _GRAY_ALPHA = "A gray TIFF of 16 bits may have no alpha; save it with 8 bits per sample."
@@ -57,6 +61,7 @@ MESSAGES = (
             _BLACK_MASK,
             _ONE_COLOR,
             _MISSING_DATA,
+            _UNUSED_DATA,
             _DEEP,
             _NUMBERS,
             _GRAY_ALPHA,
@@ -212,6 +217,28 @@ def open_result(
             return image.convert("RGB")
     except _PILLOW_ERRORS as error:
         raise errors.BadImage() from error
+
+
+def list_doubts(data: bytes) -> list[str]:
+    """Return sentences about what may be wrong with a file that `decode` has accepted.
+
+    Decodes a JPEG twice.
+    """
+    return [*validation.list_doubts(data), *([_UNUSED_DATA] if _has_unused_data(data) else [])]
+
+
+def _has_unused_data(data: bytes) -> bool:
+    """Return whether a JPEG holds more data of its picture than the decoder takes.
+
+    libjpeg reports extraneous data, which Pillow hides.
+    """
+    structure = jpeg.parse(data) if validation.detect_format(data) == "jpeg" else None
+    changed = None if structure is None else jpeg.replace_tails(data, structure)
+    if changed is None:
+        return False
+    with suppress(*_PILLOW_ERRORS), _open(data, "jpeg") as image, _open(changed, "jpeg") as other:
+        return ImageChops.difference(image, other).getbbox() is None
+    return False
 
 
 def _refuse_missing_data(image: Image.Image, data: bytes) -> None:

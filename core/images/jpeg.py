@@ -27,6 +27,7 @@ _RESTART = re.compile(rb"\xff[\xd0-\xd7]")
 _BLOCK = 8  # px
 # Bits that stand for other coefficients than 0 in every kind of entropy-coded data.
 _FILLER = b"\xdb\x6d\xb6" * 32
+_TAIL_BYTES = 24  # of a scan: some blocks of every usual picture
 
 
 class _Scan(NamedTuple):
@@ -35,7 +36,8 @@ class _Scan(NamedTuple):
     precision: int  # bits that the coefficients still lack
     restart_interval: int  # in MCUs; 0: none
     restarts: int  # markers in its data
-    end: int  # of its data, in the file
+    start: int  # of its data, in the file
+    end: int
 
 
 class Structure(NamedTuple):
@@ -99,7 +101,8 @@ def _parse_scan(body: bytes, interval: int, data: bytes, start: int) -> _Scan:
         end -= 1
     restarts = len(_RESTART.findall(data, start, end)) if interval else 0
     components = body[1 : 1 + 2 * count : 2]
-    return _Scan(components, range(first, last + 1), precision & 15, interval, restarts, end)
+    band = range(first, last + 1)
+    return _Scan(components, band, precision & 15, interval, restarts, start, end)
 
 
 def is_complete(data: bytes) -> bool:
@@ -161,5 +164,23 @@ def fill_scans(data: bytes, structure: Structure) -> bytes:
     parts, start = [], 0
     for scan in structure.scans:
         parts += [data[start : scan.end], _FILLER]
+        start = scan.end
+    return b"".join([*parts, data[start:]])
+
+
+def replace_tails(data: bytes, structure: Structure) -> bytes | None:
+    """Return the file with arbitrary bytes instead of the last ones of each scan.
+
+    They change the picture, unless a damaged scan holds more data than the decoder takes: the codes
+    after a gap stand for other numbers of blocks. None for a file of which this tells nothing.
+    """
+    if structure.frame_type not in _SEQUENTIAL or structure.is_arithmetic:
+        return None
+    parts, start = [], 0
+    for scan in structure.scans:
+        used = data[scan.start : scan.end].rstrip(b"\0")  # some cameras pad the data
+        if len(used) < 2 * _TAIL_BYTES:
+            return None
+        parts += [data[start : scan.start], used[:-_TAIL_BYTES], _FILLER]
         start = scan.end
     return b"".join([*parts, data[start:]])

@@ -139,7 +139,34 @@ def test_an_odd_but_valid_file_is_accepted_without_a_warning(name: str) -> None:
     data = _odd_files()[name]
 
     assert codec.decode(data).size in ((64, 48), (61, 43))
-    assert validation.list_doubts(data) == []
+    assert codec.list_doubts(data) == []
+
+
+@pytest.mark.parametrize(
+    ("encoding", "share"), [("baseline", 0.9), ("4:4:4", 0.9), ("optimized", 0.5)]
+)
+def test_a_hole_inside_a_scan_is_refused_or_doubtful_as_libjpeg_reports_it(
+    encoding: str, share: float
+) -> None:
+    """As a download leaves it that was assembled from parts: zeros in place of one.
+
+    share: of the reports. The rest leaves the right number of blocks.
+    """
+    whole = hostile_files.saved(_picture("noise"), "JPEG", **ENCODINGS[encoding])
+    structure = jpeg.parse(whole)
+    assert structure is not None
+    scan = structure.scans[0]
+    reported = noticed = 0
+    for at in range(scan.start, scan.end - 200, 17):
+        data = whole[:at] + bytes(128) + whole[at + 128 :]
+        is_doubtful = _is_refused(data) or bool(codec.list_doubts(data))
+        is_reported = _ask_libjpeg(data) is not None
+        assert is_reported or not is_doubtful, at
+        reported += is_reported
+        noticed += is_doubtful
+
+    assert codec.list_doubts(whole) == []
+    assert noticed >= share * reported > 5
 
 
 def test_a_file_that_lacks_a_component_is_refused() -> None:
