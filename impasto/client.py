@@ -32,11 +32,12 @@ from core.images.validation import Format
 from core.jobs.models import Batch, Frame, Job, Priority, Status
 from core.jobs.service_info import Estimate, ModelInfo, SystemInfo
 from core.style.presets import Preset
-from impasto.connection import describe_failure, open_http
+from impasto.connection import describe_failure, describe_proxy, open_http
 
 RETRY_SECONDS = 60.0  # a restart of the service takes less
 PAGE_JOBS = 100  # per request for a list
 WAIT_SECONDS = 20  # of one long poll (`Prefer: wait`)
+PROXY_SECONDS = 10  # for a proxy that was not heard of yet; an answer to a submission takes longer
 MIN_PAUSE_SECONDS, MAX_PAUSE_SECONDS = 0.25, 8.0  # between retries
 
 Picture = str | os.PathLike[str] | bytes
@@ -79,6 +80,7 @@ class Client:
         self._has_answered = False  # whether the service has ever answered this client
         headers = {"Authorization": f"Bearer {key}"} if key else {}
         self._http = open_http(self.url, headers, ca_file)
+        self._needs_probe = bool(describe_proxy(self.url))  # the proxy may hang
 
     def __enter__(self) -> "Client":
         return self
@@ -447,6 +449,9 @@ class Client:
 
     def _request_once(self, method: str, path: str, **request: Any) -> httpx2.Response:
         try:
+            if self._needs_probe:
+                self._http.get("/livez", timeout=PROXY_SECONDS)
+                self._needs_probe = False
             response = self._http.request(method, path, **request)
         except httpx2.HTTPError as error:
             raise errors.ServiceUnreachable(describe_failure(error, self.url)) from error
@@ -464,7 +469,8 @@ class Client:
         if error.__cause__ is None:  # the service has answered, with an error
             return isinstance(error, errors.RetryLater)
         is_refused = isinstance(error.__cause__, httpx2.ConnectError | httpx2.ProxyError)
-        return self._has_answered or not is_refused
+        hangs = self._needs_probe and isinstance(error.__cause__, httpx2.TimeoutException)
+        return self._has_answered or not (is_refused or hangs)
 
 
 def _to_error(response: httpx2.Response) -> errors.ImpastoError:

@@ -91,7 +91,7 @@ def _require_folder(paths: list[str]) -> None:
 
 def describe_failure(error: httpx2.HTTPError, url: str) -> str:
     """Return a sentence that names the cause of a request without an answer, and what to do."""
-    proxy = _describe_proxy(url)
+    proxy = describe_proxy(url)
     cause, advice = _find_cause(error, url, has_proxy=bool(proxy))
     return f"No Impasto service answers at {url}{proxy}: {cause}. {advice}"
 
@@ -134,7 +134,7 @@ def _causes(error: BaseException) -> Iterator[BaseException]:
         cause = cause.__cause__ or cause.__context__
 
 
-def _describe_proxy(url: str) -> str:
+def describe_proxy(url: str) -> str:
     """Name the proxy of the environment that the request took, without its credentials."""
     address = httpx2.URL(url)
     proxies = getproxies()

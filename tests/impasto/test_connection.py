@@ -262,6 +262,20 @@ def test_a_proxy_that_fails_is_named_without_its_password(monkeypatch: pytest.Mo
     assert down.endswith(advice), "to start a service would not help"
 
 
+def test_a_proxy_that_hangs_is_named_soon(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("impasto.client.PROXY_SECONDS", 0.3)
+    over = threading.Event()
+    began = time.monotonic()
+    with _serve(lambda _: over.wait(60) and None) as port:
+        monkeypatch.setenv("HTTPS_PROXY", f"http://127.0.0.1:{port}")
+        message = _fail(f"https://{NAME}")
+        over.set()
+
+    assert time.monotonic() - began < 5, "the answer to a request may take a minute"
+    assert f"through the proxy 127.0.0.1:{port}: there is no answer in time" in message
+    assert f"add {NAME} to NO_PROXY" in message
+
+
 @pytest.mark.parametrize("proxy", ["ftp://127.0.0.1:1", "socks5://127.0.0.1:1"])
 def test_a_proxy_of_an_unsupported_kind_is_named(
     proxy: str, monkeypatch: pytest.MonkeyPatch
