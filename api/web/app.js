@@ -64,6 +64,10 @@ const jobView = new JobView(viewer, {
   onPreview: (job, blob) => films.showPicture(job.id, job.preview, blob),
 });
 const batch = new BatchView({
+  onStarted(job, photo, style) {
+    setNames(job.id, { content: photo.name, styles: [style.name] });
+    films.refresh();
+  },
   onPick(style) {
     batch.close();
     editor.style.setPictures([style], { append: false });
@@ -141,7 +145,11 @@ function showPath() {
   }
   document.title = "Impasto";
   jobView.close();
-  if (path) showToast(t("noSuchPage"));
+  if (path) {
+    path = "";
+    history.replaceState(null, "", ROOT);
+    showToast(t("noSuchPage"));
+  }
   editor.open().catch(() => {});  // the editor shows the error itself
 }
 

@@ -10,9 +10,9 @@ import { t } from "./text.js";
 const DRAFT_SIZE = 256, POLL_SECONDS = 1.5;
 
 export class BatchView {
-  // onPick(style): the user likes this style.
-  constructor({ onPick }) {
-    this.onPick = onPick;
+  // onPick(style): the user likes this style. onStarted(job, photo, style): a draft is submitted.
+  constructor({ onPick, onStarted }) {
+    Object.assign(this, { onPick, onStarted });
     this.root = byId("batch");
     byId("batch-close").addEventListener("click", () => this.close());
   }
@@ -31,10 +31,11 @@ export class BatchView {
       signal.throwIfAborted();
       const { style_weights: _, ...parameters } = spec;
       const draft = { ...parameters, size: DRAFT_SIZE, quality: "draft" };
-      const body = { content: [content], styles: digests, spec: draft };
+      const body = { contents: [content], styles: digests, spec: draft };
       const headers = { "Idempotency-Key": createKey() };
       const send = async () => (await sendJson("POST", "v1/batches", body, headers)).json();
       let batch = await retry(send, { signal, onError });
+      batch.jobs.forEach((job, i) => this.onStarted(job, photo, styles[i]));
       for (;;) {
         this.#show(batch, tiles, signal);
         if (batch.jobs.every(hasEnded)) break;

@@ -253,15 +253,17 @@ export class SubmitView {
   #save() {
     if (!this.isLoaded) return;
     clearTimeout(this.saving);
-    this.saving = setTimeout(async () => {
-      const describe = ({ source, file, name, digest, width, height, weight }) =>
-        (source ? { source, weight } : { file, name, digest, width, height, weight });
-      saveDraft({
-        photo: this.photo.pictures.map(describe), styles: this.style.pictures.map(describe),
-        isMixing: this.style.isMixing, changes: this.parameters.changes,
-        initImage: this.initImage, masks: await this.masks.toBlobs(),
-      });
-    }, SAVE_MS);
+    this.saving = setTimeout(() => this.#saveNow(), SAVE_MS);
+  }
+
+  async #saveNow() {
+    const describe = ({ source, file, name, digest, width, height, weight }) =>
+      (source ? { source, weight } : { file, name, digest, width, height, weight });
+    saveDraft({
+      photo: this.photo.pictures.map(describe), styles: this.style.pictures.map(describe),
+      isMixing: this.style.isMixing, changes: this.parameters.changes,
+      initImage: this.initImage, masks: await this.masks.toBlobs(),
+    });
   }
 
   async #restoreDraft() {

@@ -238,6 +238,11 @@ export class Viewer {
       handle.setPointerCapture(event.pointerId);
     });
     handle.addEventListener("pointermove", follow);
+    // Else the browser would drag the picture that the curtain uncovers.
+    handle.addEventListener("mousedown", (event) => {
+      event.preventDefault();
+      this.divider.focus({ preventScroll: true });
+    });
   }
 
   #addPointers() {
@@ -285,8 +290,8 @@ export class Viewer {
     // Zoomed, dragging pans; otherwise the picture can be dragged out of the page.
     stage.addEventListener("dragstart", (event) => {
       endHold();
-      pointers.clear();
       if (this.zoom > 1) event.preventDefault();
+      else pointers.clear();
     });
     stage.addEventListener("dblclick", (event) => {
       if (isOnPicture(event)) this.toggleFullSize(this.#locate(event));

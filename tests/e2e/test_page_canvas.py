@@ -1,0 +1,627 @@
+"""The page in a real browser with the real service: canvas, masks, filmstrip, drafts.
+
+Each test guards something that was wrong once, or that is easily broken.
+"""
+
+import base64
+import io
+import json
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from page_actions import (
+    OpenPage,
+    choose_examples,
+    choose_files,
+    expect,
+    expect_end,
+    needs_chromium,
+    open_part,
+    respond_with_error,
+    set_parameters,
+    submit_job,
+    tile_of,
+)
+from PIL import Image
+
+pytestmark = [pytest.mark.e2e, needs_chromium]
+
+WATCH_SHIFTS = """
+    window.shifts = 0;
+    new PerformanceObserver((list) => {
+        for (const { hadRecentInput, value } of list.getEntries()) {
+            if (!hadRecentInput) window.shifts += value;
+        }
+    }).observe({ type: "layout-shift", buffered: true });
+"""
+# How many pixels of the overlay have a color.
+COUNT_MASKED = """() => {
+    const canvas = document.querySelector("#mask-overlay");
+    if (canvas.hidden) return 0;
+    const { data } = canvas.getContext("2d").getImageData(0, 0, canvas.width, canvas.height);
+    return data.filter((value, i) => i % 4 === 3 && value > 0).length;
+}"""
+DROP = """async ([name, type, content, selector]) => {
+    const bytes = Uint8Array.from(atob(content), (letter) => letter.charCodeAt(0));
+    const transfer = new DataTransfer();
+    transfer.items.add(new File([bytes], name, { type }));
+    document.querySelector(selector).dispatchEvent(new DragEvent("drop", {
+        bubbles: true, cancelable: true, dataTransfer: transfer }));
+}"""
+
+
+def drop(page: Any, name: str, content: bytes, selector: str = "#stage") -> None:
+    page.evaluate(DROP, [name, "image/png", base64.b64encode(content).decode(), selector])
+
+
+def encode(picture: Image.Image, kind: str = "PNG") -> bytes:
+    file = io.BytesIO()
+    picture.save(file, kind)
+    return file.getvalue()
+
+
+@pytest.fixture
+def short_job(shared_service: Any, image_files: dict[str, Path]) -> Iterator[Any]:
+    """A job of a few seconds, of which the browser knows nothing."""
+    client = shared_service.client
+    job = client.submit(
+        image_files["rotated.jpg"], [image_files["painting.png"]], size=96, iterations=60, scales=1
+    )
+    yield job
+    client.delete(job.id)
+
+
+# ---------------------------------------------------------------------- masks
+
+
+def test_one_click_or_space_paints_a_dot_and_every_step_can_be_undone(
+    open_page: OpenPage, until: Any
+) -> None:
+    page = open_page()
+    choose_examples(page)
+    page.click("#open-mask")
+    page.locator("#mask-layer").click()
+    dot = page.evaluate(COUNT_MASKED)
+    assert 1000 < dot < 6000
+    page.click("#mask-undo")
+    assert page.evaluate(COUNT_MASKED) == 0
+    page.click("#mask-redo")
+    assert page.evaluate(COUNT_MASKED) == dot
+    page.focus("#mask-layer")
+    for _ in range(6):
+        page.keyboard.press("ArrowRight")
+    page.keyboard.press(" ")
+    assert dot < page.evaluate(COUNT_MASKED)
+    expect(page.locator("#announcement")).to_have_text(re.compile(r"\d+ % of the photo"))
+    page.click("#mask-invert")
+    inverted = page.evaluate(COUNT_MASKED)
+    page.click("#mask-fill")
+    assert dot < inverted < page.evaluate(COUNT_MASKED) == 512 * 384
+    page.keyboard.press("Control+z")
+    page.keyboard.press("Control+z")
+    page.keyboard.press("Control+z")
+    assert page.evaluate(COUNT_MASKED) == dot
+
+    mask = Image.new("L", (64, 48), 0)
+    mask.paste(255, (0, 0, 32, 48))
+    page.set_input_files(
+        "#mask-file", {"name": "mask.png", "mimeType": "image/png", "buffer": encode(mask)}
+    )
+    expect(page.locator("#mask-undo")).to_be_enabled()
+    until(lambda: page.evaluate(COUNT_MASKED) > 0.45 * 512 * 384, "half of the photo")
+
+
+def test_a_mask_stays_visible_with_a_chip_and_is_not_submitted_after_it_is_removed(
+    open_page: OpenPage, shared_service: Any
+) -> None:
+    def masks_of(address: str) -> list[str]:
+        return list(shared_service.client.job(address.rpartition("/")[2]).input.masks)
+
+    page = open_page()
+    choose_examples(page)
+    page.click("#mix-styles")
+    page.locator("#style .sample button").nth(1).click()
+    page.click("#open-mask")
+    for i in range(2):
+        page.locator("#mask-styles button").nth(i).click()
+        box = page.locator("#mask-layer").bounding_box()
+        x = box["x"] + box["width"] * (0.25 + i / 2)
+        page.mouse.click(x, box["y"] + box["height"] / 2)
+    page.click("#mask-done")
+    expect(page.locator("#mask-overlay")).to_be_visible()
+    expect(page.locator("#mask-chip")).to_have_text(
+        re.compile("Mask: Brush strokes and Watercolor")
+    )
+    colors = page.evaluate(
+        """() => [0.25, 0.75].map((x) => [...document.querySelector("#mask-overlay")
+            .getContext("2d").getImageData(512 * x, 192, 1, 1).data].join())"""
+    )
+    assert len({*colors}) == 2, "one color per style"
+    assert len(masks_of(submit_job(page))) == 2
+    page.click("text=New painting")
+    expect(page.locator("#mask-overlay")).to_be_visible()
+    page.click("#remove-mask")
+    expect(page.locator("#mask-overlay")).to_be_hidden()
+    page.click("#submit-job")
+    page.wait_for_url(re.compile("/j/job_"))
+    assert masks_of(page.url) == []
+
+
+# ---------------------------------------------------------------------- filmstrip
+
+
+def test_a_tile_follows_its_job_to_the_end_without_a_reload(
+    open_page: OpenPage, short_job: Any
+) -> None:
+    page = open_page()
+    tile = tile_of(page, short_job.id)
+    expect(tile).to_have_attribute("data-status", re.compile("queued|running"))
+
+    expect(tile).to_have_attribute("data-status", "succeeded")
+    expect(tile.locator(".status")).to_have_text(re.compile("^Until "))
+    expect(tile.locator("img")).to_have_js_property("complete", True)
+
+
+def test_a_fresh_browser_shows_the_jobs_of_the_service_page_by_page(open_page: OpenPage) -> None:
+    def list_jobs(route: Any) -> None:
+        answer = route.fetch(url=re.sub(r"[?].*", "?limit=1", route.request.url))
+        (job,) = answer.json()["jobs"]
+        first = int(re.findall(r"cursor=(\d+)|$", route.request.url)[0] or 0)
+        letters = "abcdefghijklmnopqrstuvwxyz234567"
+        jobs = [
+            {**job, "id": f"job_{letters[n // 32]}{letters[n % 32]}{'a' * 24}", "version": 1}
+            for n in range(first, first + 20)
+        ]
+        after = f"/v1/jobs?limit=20&cursor={first + 20}" if first < 40 else None
+        route.fulfill(json={"jobs": jobs, "next": after})
+
+    page = open_page("/livez")
+    requests: list[str] = []
+    page.on("request", lambda request: requests.append(request.url))
+    page.route(re.compile(r"/v1/jobs\?"), list_jobs)
+    page.goto("/")
+    expect(page.locator("#history-list li")).to_have_count(20)
+    page.locator("#history-list li").last.scroll_into_view_if_needed()
+    expect(page.locator("#history-list li")).to_have_count(40)
+    page.locator("#history-more").scroll_into_view_if_needed()
+    expect(page.locator("#history-list li")).to_have_count(60)
+    expect(page.locator("#history-more")).to_be_hidden()
+    page.select_option("#history-filter", "active")
+    expect(page.locator("#history-list li")).to_have_count(20)
+
+    assert any("status=queued&status=running" in url for url in requests)
+    page.unroute_all(behavior="ignoreErrors")
+
+
+def test_a_deleted_painting_returns_with_undo_and_goes_when_the_time_is_over(
+    open_page: OpenPage, shared_service: Any, unusual_job: Any, short_job: Any
+) -> None:
+    def ids() -> set[str]:
+        return {job.id for job in shared_service.client.jobs()}
+
+    page = open_page(f"/j/{unusual_job.id}")
+    page.on("dialog", lambda dialog: pytest.fail("the page must not use confirm()"))
+    expect_end(page)
+    page.click(".menu summary")
+    page.click("#delete")
+    expect(page.locator("#toast")).to_contain_text("Painting deleted.")
+    expect(page.locator("#submit-view")).to_be_visible()
+    expect(tile_of(page, unusual_job.id)).to_have_count(0)
+    assert unusual_job.id in ids()
+    page.click("#toast button")
+    expect(tile_of(page, unusual_job.id)).to_have_count(1)
+
+    shared_service.client.wait(short_job.id)
+    tile_of(page, short_job.id).locator("a").focus()
+    page.keyboard.press("Delete")
+    expect(tile_of(page, short_job.id)).to_have_count(0)
+    with page.expect_response(lambda response: response.request.method == "DELETE"):
+        page.evaluate("import('./web/toast.js').then(({ endToast }) => endToast())")
+    assert ids() & {unusual_job.id, short_job.id} == {unusual_job.id}
+
+
+# ---------------------------------------------------------------------- a run
+
+
+def test_the_picture_keeps_its_place_from_the_photo_to_the_result(open_page: OpenPage) -> None:
+    page = open_page("/livez")
+    page.add_init_script(WATCH_SHIFTS)
+    page.goto("/")
+    expect(page.locator("#stage img.after")).to_have_attribute("src", re.compile("webp"))
+    choose_examples(page)
+    set_parameters(page, size=96, iterations=60)
+    place = page.locator("#stage").bounding_box()
+    photo = page.locator("#stage img.before").bounding_box()
+    page.click("#submit-job")
+    page.wait_for_url(re.compile("/j/job_"))
+    expect(page.locator("#stage img.before")).to_be_visible()
+    assert page.locator("#stage").bounding_box() == place
+    assert page.locator("#stage img.before").bounding_box() == pytest.approx(photo, abs=1)
+    expect_end(page)
+    assert page.locator("#stage").bounding_box() == place
+    assert page.locator("#stage img.after").bounding_box() == pytest.approx(photo, abs=1)
+
+    assert page.evaluate("window.shifts") < 0.05
+
+
+def test_finish_now_states_the_size_and_continue_paints_on(
+    open_page: OpenPage, shared_service: Any
+) -> None:
+    page = open_page()
+    choose_examples(page)
+    page.select_option("#parameter-size", "384")
+    page.click("#submit-job")
+    page.wait_for_url(re.compile("/j/job_"))
+    first = page.url.rpartition("/")[2]
+    expect(page.locator("#stop-hint")).to_have_text(
+        re.compile(r"keeps the painting so far, at \d+ × \d+ px instead of 384 × 288 px")
+    )
+    stated = re.search(r"at (\d+) × (\d+) px", page.locator("#stop-hint").text_content())
+    page.click("#stop")
+    expect_end(page, "Finished early")
+    output = shared_service.client.job(first).outputs[0]
+    assert stated is not None
+    assert output.width <= 384
+    expect(page.locator("#continue-hint")).to_contain_text("up to 384 px")
+
+    page.click("#continue")
+    page.wait_for_url(lambda url: "/j/job_" in url and first not in url)
+    second = shared_service.client.job(page.url.rpartition("/")[2])
+    shared_service.client.cancel(second.id)
+    assert (second.input.init_image, second.input.spec["size"]) == (output.id, 384)
+
+
+def test_another_one_is_the_same_painting_with_another_seed(
+    open_page: OpenPage, shared_service: Any, unusual_job: Any
+) -> None:
+    page = open_page(f"/j/{unusual_job.id}")
+    expect_end(page)
+    page.click("#another")
+    page.wait_for_url(lambda url: "/j/job_" in url and unusual_job.id not in url)
+    spec = shared_service.client.job(page.url.rpartition("/")[2]).input.spec
+
+    assert spec["seed"] != 0
+    assert {**spec, "seed": 0} == unusual_job.input.spec
+
+
+def test_many_clicks_are_one_job(open_page: OpenPage, shared_service: Any) -> None:
+    page = open_page()
+    choose_examples(page)
+    set_parameters(page)
+    before = {job.id for job in shared_service.client.jobs()}
+    page.evaluate(
+        "() => { for (let i = 0; i < 100; i++) document.querySelector('#submit-job').click(); }"
+    )
+    page.wait_for_url(re.compile("/j/job_"))
+    expect_end(page)
+
+    assert len({job.id for job in shared_service.client.jobs()} - before) == 1
+
+
+# ---------------------------------------------------------------------- viewer
+
+
+def test_the_result_is_whole_until_the_handle_is_dragged_and_can_be_saved(
+    open_page: OpenPage, unusual_job: Any
+) -> None:
+    top_element = """() => {
+        const stage = document.querySelector("#stage"), place = stage.getBoundingClientRect();
+        const { left, top, width, height } = place;
+        return document.elementFromPoint(left + width / 2, top + height / 2).className;
+    }"""
+    page = open_page(f"/j/{unusual_job.id}")
+    expect_end(page)
+    assert page.input_value("#divider") == "0"
+    assert page.evaluate(top_element) == "layer after", "the browser's menu saves the result"
+    again = """async (image) => {
+        const copy = new Image();
+        copy.src = image.src;
+        await copy.decode();
+        return [copy.naturalWidth, copy.naturalHeight];
+    }"""
+    assert page.locator("#stage img.after").evaluate(again) == [60, 80], "its address stays valid"
+
+    handle, picture = (
+        page.locator(selector).bounding_box() for selector in (".handle", "#stage img.after")
+    )
+    page.mouse.move(handle["x"] + 22, handle["y"] + handle["height"] / 2)
+    page.mouse.down()
+    page.mouse.move(picture["x"] + picture["width"] * 0.75, handle["y"] + 50, steps=4)
+    page.mouse.up()
+    assert float(page.input_value("#divider")) == pytest.approx(75, abs=1)
+    assert page.evaluate(top_element) == "layer before"
+
+
+def test_wheel_drag_and_double_click_zoom_and_pan_also_behind_the_curtain(
+    open_page: OpenPage, unusual_job: Any
+) -> None:
+    def place() -> dict[str, float]:
+        return dict(page.locator("#stage img.after").bounding_box())
+
+    page = open_page(f"/j/{unusual_job.id}")
+    expect_end(page)
+    stage = page.locator("#stage").bounding_box()
+    x, y = stage["x"] + stage["width"] / 2, stage["y"] + stage["height"] / 2
+    fitted = place()
+    page.mouse.move(x, y)
+    page.mouse.wheel(0, -400)
+    expect(page.locator("#stage")).to_have_class(re.compile("zoomed"))
+    zoomed = place()
+    assert zoomed["width"] > 1.2 * fitted["width"]
+    page.mouse.down()
+    page.mouse.move(x, y + 40, steps=4)
+    page.mouse.up()
+    assert place()["y"] - zoomed["y"] == pytest.approx(40, abs=2)
+    page.locator("#divider").fill("50")
+    half = page.locator(".curtain").evaluate("(e) => getComputedStyle(e).clipPath")
+    page.locator("#divider").fill("80")
+    assert page.locator(".curtain").evaluate("(e) => getComputedStyle(e).clipPath") != half
+    page.locator("#divider").fill("0")
+    page.mouse.dblclick(x, y)
+    assert place() == pytest.approx(fitted, abs=1)
+    page.mouse.dblclick(x, y)
+    assert place()["width"] > 1.2 * fitted["width"]
+    page.focus("#zoom-in")
+    page.keyboard.press("0")
+    assert place() == pytest.approx(fitted, abs=1)
+
+
+def test_press_and_hold_shows_the_original(open_page: OpenPage, unusual_job: Any) -> None:
+    page = open_page(f"/j/{unusual_job.id}")
+    expect_end(page)
+    curtain = page.locator(".curtain")
+    page.locator("#stage img.after").hover()
+    page.mouse.down()
+    expect(curtain).to_be_hidden()
+    page.mouse.up()
+    expect(curtain).to_be_visible()
+    page.locator("#hold").hover()
+    page.mouse.down()
+    expect(curtain).to_be_hidden()
+    page.mouse.up()
+    expect(curtain).to_be_visible()
+    page.focus("#hold")
+    page.keyboard.down(" ")
+    expect(curtain).to_be_hidden()
+    page.keyboard.up(" ")
+    expect(curtain).to_be_visible()
+
+
+def test_the_time_lapse_plays_on_the_canvas(open_page: OpenPage, unusual_job: Any) -> None:
+    page = open_page(f"/j/{unusual_job.id}")
+    expect_end(page)
+    expect(page.locator("#frames")).to_be_visible()
+    page.click("#play")
+    expect(page.locator("output[for=frame]")).to_have_text("iteration 1")
+    expect(page.locator("output[for=frame]")).to_have_text("result")
+    expect(page.locator("#play")).to_have_text("Time-lapse")
+    with page.expect_download() as video:
+        page.click("#timelapse")
+    assert re.fullmatch(r"impasto-\w+-timelapse\.(mp4|webp)", video.value.suggested_filename)
+
+
+# ---------------------------------------------------------------------- the editor
+
+
+def test_a_reload_keeps_photo_style_settings_and_mask(
+    open_page: OpenPage, image_files: dict[str, Path], until: Any
+) -> None:
+    page = open_page()
+    choose_files(page, image_files["rotated.jpg"], image_files["painting.png"])
+    expect(page.locator("#style .status")).to_have_text("96 × 75 px")
+    page.locator("#parameter-strength").fill("0.8")
+    page.click("#open-mask")
+    page.locator("#mask-layer").click()
+    page.click("#mask-done")
+    load = """async () => (await import("./web/drafts.js").then(({ loadDraft }) => loadDraft()))
+        ?.masks?.some(Boolean)"""
+    until(lambda: page.evaluate(load), "the draft is saved")
+    page.reload()
+
+    expect(page.locator("#photo [aria-pressed=true] .name")).to_have_text("rotated.jpg")
+    expect(page.locator("#style [aria-pressed=true] .name")).to_have_text("painting.png")
+    expect(page.locator("#parameter-strength")).to_have_value("0.8")
+    expect(page.locator("#mask-overlay")).to_be_visible()
+    expect(page.locator("#photo .status")).to_have_text("72 × 96 px")
+
+
+@pytest.mark.parametrize("size", [(400, 768), (900, 300)])
+def test_a_chosen_photo_is_shown_whole(open_page: OpenPage, size: tuple[int, int]) -> None:
+    page = open_page()
+    content = encode(Image.new("RGB", size, "teal"))
+    page.set_input_files(
+        "#photo input.files", {"name": "tall.png", "mimeType": "image/png", "buffer": content}
+    )
+    expect(page.locator("#photo .status")).to_have_text(f"{size[0]} × {size[1]} px")
+    photo, stage = (
+        page.locator(selector).bounding_box() for selector in ("#stage img.before", "#stage")
+    )
+
+    assert photo["width"] / photo["height"] == pytest.approx(size[0] / size[1], rel=0.01)
+    assert photo["width"] <= stage["width"] + 1
+    assert photo["height"] <= stage["height"] + 1
+    fit = page.locator("#photo .own img").evaluate("(image) => getComputedStyle(image).objectFit")
+    assert fit == "contain"
+
+
+def test_shares_of_styles_are_what_the_sliders_show_and_sum_to_100(open_page: OpenPage) -> None:
+    def shares() -> list[int]:
+        texts = page.locator("#style-weights output").all_text_contents()
+        return [int(text.removesuffix(" %")) for text in texts]
+
+    page = open_page()
+    choose_examples(page)
+    page.click("#mix-styles")
+    for i in range(1, 8):
+        page.locator("#style .sample button").nth(i).click()
+    expect(page.locator("#style-weights input")).to_have_count(8)
+    assert sum(shares()) == 100
+    for i in range(8):
+        page.locator("#style-weights input").nth(i).fill("0")
+        assert sum(shares()) == 100
+    page.locator("#style-weights input").first.fill("40")
+    values = page.locator("#style-weights input").evaluate_all(
+        "all => all.map((one) => +one.value)"
+    )
+    assert shares()[0] == 40
+    assert values == pytest.approx(shares(), abs=1)
+
+
+def test_presets_and_main_settings_are_in_view_on_a_small_laptop(open_page: OpenPage) -> None:
+    page = open_page()
+    expect(page.locator("#presets button").first).to_be_visible()
+    bar = page.locator(".action-bar").bounding_box()
+    selectors = [
+        "#presets .chips",
+        *(f"#parameter-{name}" for name in ("strength", "style_scale", "quality", "size")),
+    ]
+    for selector in selectors:
+        box = page.locator(selector).bounding_box()
+        assert box["y"] + box["height"] <= bar["y"], selector
+    assert bar["y"] + bar["height"] <= 800
+
+
+def test_advanced_parameters_have_plain_labels_and_the_phone_page_is_short(
+    open_page: OpenPage,
+) -> None:
+    page = open_page(width=375)
+    expect(page.locator("#presets button").first).to_be_attached()
+    open_part(page, "adjust")
+    labels = page.locator("#more-parameters label").evaluate_all(
+        "all => all.map((label) => [label.firstChild.textContent,"
+        " label.querySelector('code').textContent])"
+    )
+
+    assert len(labels) > 15
+    assert [name for label, name in labels if label == name] == []
+    assert page.evaluate("document.documentElement.scrollHeight") < 1700
+
+
+def test_paint_waits_for_a_service_that_cannot_take_the_pictures_yet(open_page: OpenPage) -> None:
+    page = open_page()
+    choose_examples(page)
+    set_parameters(page)
+    refuse = respond_with_error("storage_full", "The disk is full.")
+    page.route("**/v1/images", refuse, times=3)
+    page.click("#submit-job")
+    expect(page.locator("#submit-error")).to_have_text("The disk is full. This page keeps trying.")
+    page.wait_for_url(re.compile("/j/job_"))
+    expect_end(page)
+
+
+def test_a_large_picture_is_reduced_and_the_page_says_so_and_shows_the_progress(
+    open_page: OpenPage, image_files: dict[str, Path]
+) -> None:
+    def lower(route: Any) -> None:
+        answer = route.fetch()
+        body = answer.json()
+        body["limits"]["max_file_bytes"] = 1_000_000
+        route.fulfill(response=answer, json=body)
+
+    page = open_page("/livez")
+    page.route("**/v1/system", lower)
+    page.goto("/")
+    expect(page.locator("#photo .sample")).to_have_count(2)
+    network = page.context.new_cdp_session(page)
+    network.send("Network.enable")
+    network.send(
+        "Network.emulateNetworkConditions",
+        {"offline": False, "latency": 0, "downloadThroughput": -1, "uploadThroughput": 150_000},
+    )
+    content = encode(Image.effect_noise((5000, 600), 200))
+    page.set_input_files(
+        "#photo input.files", {"name": "large.png", "mimeType": "image/png", "buffer": content}
+    )
+    expect(page.locator("#photo .status")).to_have_text(re.compile(r"^Sending, \d+ %$"))
+    expect(page.locator("#photo .status")).to_have_text("Reduced to 4096 × 492 px")
+
+
+def test_the_estimate_says_when_the_painting_is_ready(open_page: OpenPage) -> None:
+    def estimate(route: Any) -> None:
+        queue = {"position": 15, "start_seconds": 150.0}
+        route.fulfill(json={"seconds": 30, "queue": queue, "refused": None})
+
+    page = open_page("/livez")
+    page.route("**/v1/estimate", estimate)
+    page.goto("/")
+
+    expect(page.locator("#estimate")).to_have_text("Ready in about 3 min (15 ahead of you)")
+
+
+def test_a_drop_on_a_result_begins_a_new_painting_and_a_painted_png_restores_its_settings(
+    open_page: OpenPage, shared_service: Any, unusual_job: Any, image_files: dict[str, Path]
+) -> None:
+    page = open_page(f"/j/{unusual_job.id}")
+    expect_end(page)
+    drop(page, "dropped.png", image_files["painting.png"].read_bytes())
+    expect(page.locator("#submit-view")).to_be_visible()
+    expect(page.locator("#photo [aria-pressed=true] .name")).to_have_text("dropped.png")
+
+    drop(page, "painted.png", shared_service.client.result(unusual_job.id))
+    expect(page.locator("#toast")).to_contain_text("settings of this painting are restored")
+    expect(page.locator("#parameter-strength")).to_have_attribute("aria-valuetext", "33 %")
+    page.click("#submit-job")
+    page.wait_for_url(lambda url: "/j/job_" in url and unusual_job.id not in url)
+    repeated = shared_service.client.job(page.url.rpartition("/")[2])
+    assert repeated.input == unusual_job.input
+
+
+def test_a_file_over_the_page_shows_where_it_may_be_dropped(open_page: OpenPage) -> None:
+    page = open_page()
+    script = """(selector) => {
+        const transfer = new DataTransfer();
+        transfer.items.add(new File(["x"], "x.png", { type: "image/png" }));
+        document.querySelector(selector).dispatchEvent(new DragEvent("dragover", {
+            bubbles: true, cancelable: true, dataTransfer: transfer }));
+    }"""
+    page.evaluate(script, "#stage")
+    expect(page.locator(".drop-note")).to_be_visible()
+    page.evaluate(script, "#style h2")
+    outline = page.locator("#style").evaluate("(part) => getComputedStyle(part).outlineStyle")
+    assert outline == "dashed"
+
+
+def test_an_unknown_path_shows_the_page(open_page: OpenPage) -> None:
+    page = open_page("/no/such/page")
+
+    expect(page.locator("#toast")).to_contain_text("can’t find this page")
+    expect(page.locator("#stage img.after")).to_be_visible()
+    assert page.url.endswith("/")
+    assert not page.url.endswith("page/")
+
+
+def test_every_style_shows_its_own_painting_and_all_can_be_tried_at_once(
+    open_page: OpenPage,
+) -> None:
+    page = open_page()
+    page.locator("#style .sample button").nth(2).click()
+    expect(page.locator("#stage img.after")).to_have_attribute("src", re.compile("harbor-woodcut"))
+    page.locator("#photo .sample button").nth(1).click()
+    expect(page.locator("#stage img.after")).to_have_attribute("src", re.compile("pears-woodcut"))
+
+    sent: list[Any] = []
+
+    def record(route: Any) -> None:
+        body = route.request.post_data_json
+        sent.append(body)
+        body["spec"] |= {"size": 64, "iterations": 2, "scales": 1}
+        route.continue_(post_data=json.dumps(body))
+
+    page.route("**/v1/batches", record)
+    page.click("#try-all")
+    expect(page.locator("#batch-tiles .painted")).to_have_count(8)
+    expect(page.locator("#batch-status")).to_contain_text("Pick the one you like")
+    assert (len(sent[0]["styles"]), sent[0]["spec"]["quality"]) == (8, "draft")
+    page.locator("#batch-tiles button").nth(4).click()
+    expect(page.locator("#batch")).to_be_hidden()
+    expect(page.locator("#style [aria-pressed=true] .name")).to_have_text("Ink")
+
+
+def test_dates_are_in_the_language_of_the_page(open_page: OpenPage, unusual_job: Any) -> None:
+    page = open_page(f"/j/{unusual_job.id}", locale="de-DE")
+    expect_end(page)
+
+    expect(page.locator("#retention")).to_have_text(re.compile(r"^Kept until \w+ \d+, \d{4} at "))
