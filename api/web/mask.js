@@ -3,7 +3,7 @@
 
 import { getBlob } from "./api.js";
 import {
-  announce, byId, createElement, encodeCanvas, setVisible, showError,
+  announce, byId, createElement, encodeCanvas, setValueText, setVisible, showError,
 } from "./dom.js";
 import { Picture } from "./picture.js";
 import { t } from "./text.js";
@@ -51,6 +51,10 @@ export class MaskEditor extends EventTarget {
       event.preventDefault();
       byId(event.shiftKey ? "mask-redo" : "mask-undo").click();
     });
+    const showWidth = () =>
+      setValueText(byId("brush-width"), t("percent", { n: byId("brush-width").value }));
+    byId("brush-width").addEventListener("input", showWidth);
+    showWidth();
     this.#addBrush();
   }
 

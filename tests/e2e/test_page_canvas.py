@@ -369,6 +369,63 @@ def test_wheel_drag_and_double_click_zoom_and_pan_also_behind_the_curtain(
     assert place() == pytest.approx(fitted, abs=1)
 
 
+def test_two_fingers_zoom_and_a_double_tap_fits_again(
+    open_page: OpenPage, unusual_job: Any
+) -> None:
+    page = open_page(f"/j/{unusual_job.id}", width=375, has_touch=True, is_mobile=True)
+    expect_end(page)
+    box = page.locator("#stage img.after").bounding_box()
+    x, y = box["x"] + box["width"] / 2, box["y"] + box["height"] / 2
+    touch = page.context.new_cdp_session(page)
+
+    def send(kind: str, *distances: int) -> None:
+        points = [{"x": x + distance, "y": y, "id": i} for i, distance in enumerate(distances)]
+        touch.send("Input.dispatchTouchEvent", {"type": kind, "touchPoints": points})
+
+    send("touchStart", -20, 20)
+    for distance in (30, 40, 50, 60):
+        send("touchMove", -distance, distance)
+    send("touchEnd")
+    expect(page.locator("#stage")).to_have_class(re.compile("zoomed"))
+    assert page.locator("#stage img.after").bounding_box()["width"] > 1.5 * box["width"]
+    for _ in range(2):
+        page.touchscreen.tap(x, y)
+    expect(page.locator("#stage")).not_to_have_class(re.compile("zoomed"))
+
+
+def test_share_hands_over_the_file_and_a_notification_comes_when_it_is_done(
+    open_page: OpenPage, shared_service: Any, unusual_job: Any, image_files: dict[str, Path]
+) -> None:
+    page = open_page("/livez")
+    page.add_init_script("""
+        window.shared = [];
+        window.notified = [];
+        navigator.canShare = () => true;
+        navigator.share = async ({ files }) => { window.shared.push(files[0].name); };
+        window.Notification = class {
+            static permission = "default";
+            static async requestPermission() { return "granted"; }
+            constructor(title) { window.notified.push(title); }
+        };
+    """)
+    page.goto(f"/j/{unusual_job.id}")
+    expect_end(page)
+    with page.expect_response(re.compile("format=png")):
+        page.click("#share")
+    page.wait_for_timeout(200)
+    assert page.evaluate("window.shared") == [f"impasto-{unusual_job.id[4:12]}.png"]
+
+    job = shared_service.client.submit(
+        image_files["rotated.jpg"], [image_files["painting.png"]], size=96, iterations=60, scales=1
+    )
+    page.goto(f"/j/{job.id}")
+    page.click("#notify")
+    expect(page.locator("#notify")).to_have_attribute("aria-pressed", "true")
+    page.evaluate("Object.defineProperty(document, 'hidden', { get: () => true })")
+    expect_end(page)
+    assert page.evaluate("window.notified") == ["Done"]
+
+
 def test_press_and_hold_shows_the_original(open_page: OpenPage, unusual_job: Any) -> None:
     page = open_page(f"/j/{unusual_job.id}")
     expect_end(page)
