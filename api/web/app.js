@@ -9,11 +9,12 @@ import { getNames, History, setNames } from "./history.js";
 import { JobView } from "./job-view.js";
 import { readRecipe } from "./recipe.js";
 import { showTab, SubmitView } from "./submit-view.js";
-import { t, translatePage } from "./text.js";
+import { addLanguageSwitch, t, translatePage } from "./text.js";
 import { showToast } from "./toast.js";
 import { Viewer } from "./viewer.js";
 
 translatePage();
+addLanguageSwitch(byId("language"));
 // The document's own address changes, so relative addresses keep their meaning only if they are
 // made absolute now.
 for (const link of document.querySelectorAll("a[href^='.'], link[href^='.']")) link.href = link.href;

@@ -3,7 +3,7 @@
 import { getBlob, upload } from "./api.js";
 import { createElement, encodeCanvas } from "./dom.js";
 import { getForm } from "./schema.js";
-import { formatPercent, t } from "./text.js";
+import { formatPercent, t, tOr } from "./text.js";
 
 const MAX_SIDE = 4096;  // of a picture that this page makes smaller
 
@@ -17,7 +17,7 @@ export class Picture {
 
   // A sample of this page; its file is fetched when the service needs it. source: its name.
   static fromSample({ name, title, words, width, height }, getAddress) {
-    return Object.assign(new Picture(null, title), {
+    return Object.assign(new Picture(null, tOr(`sample.${name}`, title)), {
       source: name, words, width, height,
       address: getAddress(`${name}.jpg`), thumbnail: getAddress(`${name}-thumb.webp`) });
   }

@@ -1,5 +1,6 @@
 // The texts of the page in English, by key. {name} is replaced by a value; a text that depends on
-// the number n has one form per plural category.
+// the number n may have one form per plural category. Descriptions of parameters and most errors
+// are not here: the service words them in English.
 
 export default {
   skip: "Skip to content",
@@ -38,6 +39,16 @@ export default {
   cannotBeRead: "It cannot be read. Is it a folder, or was it changed?",
   notAFile: "That is not an image file. Save the picture first, then drop it here.",
   tooLargeToSave: "This browser cannot save a picture of this size.",
+  "sample.harbor": "Harbor",
+  "sample.pears": "Pears",
+  "sample.strokes": "Brush strokes",
+  "sample.watercolor": "Watercolor",
+  "sample.woodcut": "Woodcut",
+  "sample.points": "Points",
+  "sample.ink": "Ink",
+  "sample.glass": "Stained glass",
+  "sample.mosaic": "Mosaic",
+  "sample.marbling": "Marbling",
 
   styleTools: "More about the style",
   tryAll: "Try all styles",

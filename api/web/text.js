@@ -1,9 +1,18 @@
 // The texts of the page in the user's language: one dictionary per language, looked up by key.
 
 import english from "./text-en.js";
+import { deviceStorage } from "./storage.js";
 
-export const language = "en";
-const dictionary = english;
+const STORAGE_NAME = "impasto language";
+// Names for the switch, and how each dictionary is loaded.
+const LANGUAGES = { en: "English", "zh-CN": "中文" };
+
+const supported = (tag) => (/^zh\b/i.test(tag) ? "zh-CN" : /^en\b/i.test(tag) && "en");
+
+// What the user chose, else the first language of the browser that the page has.
+export const language = supported(deviceStorage.get(STORAGE_NAME))
+  || navigator.languages.map(supported).find(Boolean) || "en";
+const dictionary = language === "en" ? english : (await import("./text-zh.js")).default;
 const plurals = new Intl.PluralRules(language);
 
 // Returns the text of a key with its {values}. A text may depend on the number n.
@@ -12,6 +21,16 @@ export function t(key, values = {}) {
   if (text === undefined) return key;
   if (typeof text === "object") text = text[plurals.select(values.n)] ?? text.other;
   return text.replace(/\{(\w+)\}/g, (_, name) => values[name] ?? "");
+}
+
+// Lets a button switch to the other language; the page is loaded again.
+export function addLanguageSwitch(button) {
+  const other = Object.keys(LANGUAGES).find((name) => name !== language);
+  Object.assign(button, { textContent: LANGUAGES[other], lang: other });
+  button.addEventListener("click", () => {
+    deviceStorage.set(STORAGE_NAME, other);
+    location.reload();
+  });
 }
 
 // Returns the text of a key, or the other text if the dictionary does not have the key.

@@ -166,6 +166,42 @@ def test_no_screen_overflows_or_has_accessibility_violations(
     check_screen("refused")
 
 
+def test_the_chinese_page_is_chinese_and_fits_a_small_phone(
+    open_page: OpenPage, unusual_job: Any
+) -> None:
+    axe = pytest.importorskip("axe_playwright_python.sync_playwright").Axe()
+    page = open_page(width=320, locale="zh-CN", has_touch=True, reduced_motion="reduce")
+    expect(page.locator("#presets button").first).to_be_attached()
+    assert page.evaluate("document.documentElement.lang") == "zh-CN"
+    words: set[str] = set()
+
+    def check_screen(state: str) -> None:
+        assert page.evaluate("document.documentElement.scrollWidth") <= 320, state
+        assert not axe.run(page).response["violations"], state
+        words.update(re.findall(r"[A-Za-z]{3,}", page.inner_text("body")))
+
+    for part in ("photo", "style", "adjust"):
+        open_part(page, part)
+        check_screen(part)
+    for group in page.locator("#more-parameters summary").all():
+        group.click()
+    codes = page.locator("#more-parameters code").all_text_contents()
+    page.locator("code").evaluate_all("all => all.forEach((code) => code.remove())")
+    check_screen("advanced")
+    page.goto(f"/j/{unusual_job.id}")
+    expect_end(page, "已完成")
+    expect(page.locator("#retention")).to_have_text(re.compile(r"^保存至 \d{4}年\d+月\d+日"))
+    check_screen("result")
+    assert len(codes) > 15
+    assert words - {"Impasto", "API", "PNG", "JPEG", "WebP", "English", "Gatys", "BFGS"} <= {
+        "Adam", "auto", "white", "black", "relu", "https", "max", "average", "painting", "png",
+    }  # fmt: skip
+
+    page.click("#language")
+    expect(page.locator("#status")).to_have_text("Done")
+    assert page.evaluate("document.documentElement.lang") == "en"
+
+
 def test_the_camera_button_is_shown_on_touch_screens_only(
     open_page: OpenPage, image_files: dict[str, Path]
 ) -> None:

@@ -1,0 +1,71 @@
+"""The dictionaries of the page: complete, with the same keys and values, and used everywhere."""
+
+import re
+from html.parser import HTMLParser
+from pathlib import Path
+
+WEB = Path(__file__).parents[2] / "api" / "web"
+_ENTRY = re.compile(r'^  (?:"([^"]+)"|(\w+)): "(.*)",$', re.MULTILINE)
+# Keys that exist only where the service's own words are in another language.
+_TRANSLATED = re.compile(r"code\.\w+|(parameter|preset)\.[\w-]+\.hint")
+
+
+def _read(language: str) -> dict[str, str]:
+    text = (WEB / f"text-{language}.js").read_text()
+    entries = {quoted or bare: value for quoted, bare, value in _ENTRY.findall(text)}
+    assert len(entries) == len(re.findall(r"^  \S+: ", text, re.MULTILINE)), "an entry per line"
+    return entries
+
+
+ENGLISH, CHINESE = _read("en"), _read("zh")
+SCRIPTS = "".join(
+    path.read_text() for path in WEB.glob("*.js") if not path.name.startswith("text-")
+)
+
+
+def test_both_dictionaries_have_the_same_keys_and_values() -> None:
+    assert ENGLISH.keys() <= CHINESE.keys()
+    assert {
+        key for key in CHINESE.keys() - ENGLISH.keys() if not _TRANSLATED.fullmatch(key)
+    } == set()
+    for key, text in ENGLISH.items():
+        values = sorted({*re.findall(r"\{\w+\}", text)})
+        assert sorted({*re.findall(r"\{\w+\}", CHINESE[key])}) == values, key
+
+
+def test_every_chinese_text_is_chinese() -> None:
+    without = {key: re.sub(r"\{\w+\}|Gatys 2016|L-BFGS|Adam", "", CHINESE[key]) for key in CHINESE}
+    left = {
+        key: text
+        for key, text in without.items()
+        if re.search("[A-Za-z]", text) and not re.search("[一-鿿]", text)
+    }
+
+    assert left == {}
+
+
+def test_every_key_of_the_page_is_in_the_dictionary() -> None:
+    html = (WEB / "index.html").read_text()
+    used = {
+        *re.findall(r'\bt\("([\w.-]+)"', SCRIPTS),
+        *re.findall(r'data-(?:text|label|tip)="([^"]+)"', html),
+    }
+
+    assert len(used) > 100
+    assert used - ENGLISH.keys() == set()
+
+
+def test_no_text_is_outside_of_the_dictionaries() -> None:
+    found = set()
+
+    class Texts(HTMLParser):
+        def handle_data(self, data: str) -> None:
+            found.add(data.strip())
+
+    Texts().feed((WEB / "index.html").read_text())
+    assert found - {"", "−", "+", "✕", "⋯"} == {
+        "Impasto", "API", "PNG", "JPEG", "WebP", "This page needs JavaScript.",
+    }  # fmt: skip
+    sentences = re.findall(r'(?:textContent|title|placeholder|alt): "[A-Z]\w+', SCRIPTS)
+    assert sentences == []
+    assert re.findall(r'(?:new Error|setText|announce|showToast)\([^)]*"[A-Z]\w+ ', SCRIPTS) == []
