@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 from page_actions import (
     OpenPage,
+    change_form,
     choose_examples,
     choose_files,
     expect,
@@ -572,14 +573,11 @@ def test_paint_waits_for_a_service_that_cannot_take_the_pictures_yet(open_page: 
 def test_a_large_picture_is_reduced_and_the_page_says_so_and_shows_the_progress(
     open_page: OpenPage, image_files: dict[str, Path]
 ) -> None:
-    def lower(route: Any) -> None:
-        answer = route.fetch()
-        body = answer.json()
-        body["limits"]["max_file_bytes"] = 1_000_000
-        route.fulfill(response=answer, json=body)
+    def lower(form: dict[str, Any]) -> None:
+        form["limits"]["max_file_bytes"] = 1_000_000
 
     page = open_page("/livez")
-    page.route("**/v1/system", lower)
+    change_form(page, lower)
     page.goto("/")
     expect(page.locator("#photo .sample")).to_have_count(2)
     network = page.context.new_cdp_session(page)
@@ -639,15 +637,6 @@ def test_a_file_over_the_page_shows_where_it_may_be_dropped(open_page: OpenPage)
     page.evaluate(script, "#style h2")
     outline = page.locator("#style").evaluate("(part) => getComputedStyle(part).outlineStyle")
     assert outline == "dashed"
-
-
-def test_an_unknown_path_shows_the_page(open_page: OpenPage) -> None:
-    page = open_page("/no/such/page")
-
-    expect(page.locator("#toast")).to_contain_text("can’t find this page")
-    expect(page.locator("#stage img.after")).to_be_visible()
-    assert page.url.endswith("/")
-    assert not page.url.endswith("page/")
 
 
 def test_every_style_shows_its_own_painting_and_all_can_be_tried_at_once(

@@ -1,6 +1,5 @@
 """The page in a real browser with the real service: images, parameters, submission."""
 
-import json
 import re
 import shutil
 from pathlib import Path
@@ -9,6 +8,7 @@ from typing import Any
 import pytest
 from page_actions import (
     OpenPage,
+    change_form,
     choose_examples,
     choose_files,
     expect,
@@ -282,16 +282,11 @@ def test_a_deleted_file_is_refused_and_not_retried_forever(
 
 
 def test_the_operators_limits_are_shown_and_bound_the_fields(open_page: OpenPage) -> None:
-    def lower(route: Any) -> None:
-        answer = route.fetch()
-        start, form, end = re.split('(?<=id="form">)|(?=</script>)', answer.text(), maxsplit=2)
-        body = json.loads(form)
-        limits = {"max_size": 768, "max_iterations": 90, "max_job_seconds": 120}
-        body["limits"] = {**body["limits"], **limits}
-        route.fulfill(response=answer, body=start + json.dumps(body) + end)
+    def lower(form: dict[str, Any]) -> None:
+        form["limits"] |= {"max_size": 768, "max_iterations": 90, "max_job_seconds": 120}
 
     page = open_page("/livez")
-    page.route(re.compile("/$"), lower)
+    change_form(page, lower)
     page.goto("/")
     expect(page.locator("#job-limits")).to_have_text(
         "At most 768 px, 90 iterations at one size, 2 min."

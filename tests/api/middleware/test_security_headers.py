@@ -60,21 +60,6 @@ def test_the_page_does_nothing_that_its_policy_forbids(client: TestClient) -> No
     assert all(address[0] in ".#" for address in re.findall(r"(?:src|href)=\"([^\"]+)\"", html))
 
 
-def test_a_browser_gets_the_page_at_an_unknown_path_and_a_program_a_problem(
-    client: TestClient,
-) -> None:
-    html = {"Accept": "text/html,application/xhtml+xml,*/*;q=0.8"}
-    page = client.get("/some/where", headers=html)
-    problem = client.get("/some/where")
-
-    assert (page.status_code, problem.status_code) == (404, 404)
-    assert page.text == client.get("/").text.replace('="./', '="../')
-    assert _policy(page) == _policy(client.get("/"))
-    assert problem.json()["code"] == "not_found"
-    assert client.get("/v1/nothing", headers=html).json()["code"] == "not_found"
-    assert client.post("/some/where", headers=html).json()["code"] == "not_found"
-
-
 def test_a_browser_revalidates_every_file_of_the_page(client: TestClient) -> None:
     """So that modules of two versions of the page never meet."""
     for path in ("/", "/j/job_x", "/web/app.js", "/web/gallery/index.json"):
