@@ -2,7 +2,7 @@
 
 import logging
 import os
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from functools import partial
 from importlib.metadata import version
@@ -11,9 +11,11 @@ from fastapi import Depends, FastAPI
 from fastapi.security import HTTPBearer
 from starlette.concurrency import run_in_threadpool
 from starlette.middleware.cors import CORSMiddleware
+from starlette.types import ASGIApp
 
 from api.assets.files import StaticFile
 from api.background.reaper import Reaper
+from api.fast_path import FastPath
 from api.http import problems
 from api.job_feed import JobFeed
 from api.middleware import host_guard, security_headers
@@ -143,14 +145,13 @@ def create_app(shared: Settings | None = None, own: ApiSettings | None = None) -
     )
     app.state.notify = partial(notify_workers, celery)
     problems.install(app)
-    app.add_middleware(HeadRequests)
-    app.add_middleware(
+    authenticate = partial(
         Authentication,
         keys=ApiKeyCache(keys),
         rate_limiter=rate_limiter,
         is_required=own.is_key_required,
     )
-    _add_outer_middleware(app, own)
+    _add_middleware(app, own, authenticate)
     security_headers.add_docs(app)
     bearer = [Depends(_BEARER)] if own.is_key_required else []
     for part in (  # Starlette tries routes in this order: the busiest comes first
@@ -173,8 +174,12 @@ def create_app(shared: Settings | None = None, own: ApiSettings | None = None) -
     return app
 
 
-def _add_outer_middleware(app: FastAPI, own: ApiSettings) -> None:
-    """Add the middleware around authentication, from the inside out."""
+def _add_middleware(
+    app: FastAPI, own: ApiSettings, authenticate: Callable[[ASGIApp], Authentication]
+) -> None:
+    """Add all middleware, from the inside out."""
+    app.add_middleware(HeadRequests)
+    app.add_middleware(authenticate)
     names = host_guard.resolve_host_names(own.host, own.allowed_hosts)
     app.add_middleware(HostGuard, names=names, origins=own.cors_origins)
     if own.cors_origins:
@@ -189,6 +194,13 @@ def _add_outer_middleware(app: FastAPI, own: ApiSettings) -> None:
     app.add_middleware(problems.FrameworkErrors)
     app.add_middleware(AccessLog)
     app.add_middleware(SecurityHeaders)
+    app.add_middleware(
+        FastPath,
+        guard=HostGuard(app, names, own.cors_origins),
+        authentication=authenticate(app),
+        # As the CORS middleware adds it to the response to a request without an origin.
+        headers=[(b"vary", b"Origin")] if own.cors_origins else [],
+    )
     app.add_middleware(
         ReverseProxy,
         default_root_path=own.root_path,

@@ -11,7 +11,7 @@ This module does not depend on HTTP.
 import asyncio
 import logging
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import closing
 from functools import cached_property
 from itertools import islice
@@ -45,6 +45,7 @@ class JobSnapshot:
     def __init__(self, job: Job) -> None:
         self.job = job
         self._body_of_root_path: tuple[str, bytes] | None = None
+        self.prepared: dict[Any, Any] = {}  # what a route keeps for its next responses
 
     @cached_property
     def tag(self) -> str:
@@ -70,7 +71,7 @@ class JobFeed:
         self._reader = JobReader(redis_url)
         self._max_subscriptions = max_subscriptions
         self._cached: LRUCache[str, JobSnapshot] = LRUCache(MAX_CACHED)
-        self._requested: dict[str, asyncio.Future[JobSnapshot | None]] = {}
+        self._requested: dict[str, _Futures] = {}
         self._topics: dict[str, _Topic] = {}
         self._subscriptions: Counter[str] = Counter()  # per caller
         self._tasks: list[asyncio.Task[None]] = []
@@ -84,8 +85,10 @@ class JobFeed:
 
         Raises JobNotFound, also for a job of another owner, and StoreUnavailable.
         """
-        # The read is shared: a request that is canceled must not cancel it for the others.
-        snapshot = await asyncio.shield(self._request_read(job_id))
+        # Each request has a future of its own: one that is canceled must not cancel the others.
+        future: asyncio.Future[JobSnapshot | None] = asyncio.get_running_loop().create_future()
+        self._request_read(job_id).append(future)
+        snapshot = await future
         if snapshot is None or snapshot.job.owner != owner:
             raise errors.JobNotFound()
         return snapshot
@@ -176,19 +179,20 @@ class JobFeed:
 
     # ------------------------------------------------------------------ reads
 
-    def _request_read(self, job_id: str) -> "asyncio.Future[JobSnapshot | None]":
-        """Return the result of a read that has not started yet."""
-        if job_id not in self._requested:
-            self._requested[job_id] = asyncio.get_running_loop().create_future()
+    def _request_read(self, job_id: str) -> "_Futures":
+        """Return the futures that wait for a read which has not started yet; add yours."""
+        futures = self._requested.get(job_id)
+        if futures is None:
+            futures = self._requested[job_id] = []
             if self._read_task is None or self._read_task.done():
                 self._read_task = asyncio.create_task(self._read_requested())
-        return self._requested[job_id]
+        return futures
 
     async def _read_requested(self) -> None:
         """Read until no request is left. One read at a time: a newer state is never overwritten."""
         while self._requested:
             job_ids = list(islice(self._requested, MAX_BATCH))
-            futures = {job_id: self._requested.pop(job_id) for job_id in job_ids}
+            waiting = {job_id: self._requested.pop(job_id) for job_id in job_ids}
             known: dict[str, Job | None] = dict.fromkeys(job_ids)
             known |= {id_: self._cached[id_].job for id_ in job_ids if id_ in self._cached}
             try:
@@ -197,14 +201,15 @@ class JobFeed:
                 self.store_unavailable = True
                 if isinstance(error, errors.StoreUnavailable):
                     # The requests behind these would not be answered either.
-                    futures, self._requested = futures | self._requested, {}
-                for future in futures.values():
+                    waiting, self._requested = waiting | self._requested, {}
+                for future in _list_pending(waiting.values()):
                     future.set_exception(error)
-                    future.exception()  # marks it as retrieved: its requests may have been canceled
                 continue
             self.store_unavailable = False
-            for job_id, future in futures.items():
-                future.set_result(self._update(job_id, jobs[job_id]))
+            for job_id, futures in waiting.items():
+                snapshot = self._update(job_id, jobs[job_id])
+                for future in _list_pending([futures]):
+                    future.set_result(snapshot)
 
     def _update(self, job_id: str, job: Job | None) -> JobSnapshot | None:
         """Cache the job, publish it to its topic, and return its snapshot."""
@@ -246,6 +251,14 @@ class JobFeed:
                 self._request_read(job_id)
 
 
+_Futures = list[asyncio.Future[JobSnapshot | None]]
+
+
+def _list_pending(waiting: Iterable[_Futures]) -> _Futures:
+    """Return the futures whose requests have not been canceled."""
+    return [future for futures in waiting for future in futures if not future.done()]
+
+
 class _Topic:
     """A job that has subscriptions, and its newest snapshot."""
 
@@ -273,8 +286,8 @@ class Subscription:
     def __init__(self, feed: JobFeed, topics: dict[str, _Topic], owner: str) -> None:
         self.topics, self.owner = topics, owner
         self._feed = feed
-        self._changed = asyncio.Event()
-        self._is_open = True
+        self._is_open, self._has_changed = True, False
+        self._waiter: asyncio.Future[None] | None = None
         for topic in topics.values():
             topic.subscriptions.add(self)
 
@@ -285,9 +298,9 @@ class Subscription:
         return topic.snapshot
 
     @property
-    def is_stopping(self) -> bool:
-        """Whether this process shuts down."""
-        return self._feed.is_stopping
+    def is_active(self) -> bool:
+        """Whether there may be more changes: it is open, and this process does not shut down."""
+        return self._is_open and not self._feed.is_stopping
 
     @property
     def store_unavailable(self) -> bool:
@@ -296,27 +309,39 @@ class Subscription:
 
     def mark_seen(self) -> None:
         """Treat everything up to now as seen: the next `wait` waits for a later change."""
-        self._changed.clear()
+        self._has_changed = False
 
     def notify(self) -> None:
         """Wake `wait`, now or at its next call."""
-        self._changed.set()
+        self._has_changed = True
+        self._wake()
+
+    def _wake(self) -> None:
+        if self._waiter is not None and not self._waiter.done():
+            self._waiter.set_result(None)
 
     async def wait(self, seconds: float) -> bool:
         """Wait for a change since the last call; return whether there was one.
 
-        Returns False when it times out and when this process shuts down.
+        Returns False when it times out, when it is closed, and when this process shuts down. One
+        call at a time.
         """
-        try:
-            async with asyncio.timeout(0 if self.is_stopping else seconds):
-                await self._changed.wait()
-        except TimeoutError:
-            return False
-        self._changed.clear()
-        return not self.is_stopping
+        if not self._has_changed and self.is_active:
+            loop = asyncio.get_running_loop()
+            self._waiter = loop.create_future()
+            # Cheaper than a timeout by exception: one change may wake thousands.
+            timer = loop.call_later(max(0, seconds), self._wake)
+            try:
+                await self._waiter
+            finally:
+                timer.cancel()
+                self._waiter = None
+        has_changed, self._has_changed = self._has_changed, False
+        return has_changed and self.is_active
 
     def close(self) -> None:
-        """Unsubscribe. Safe to repeat."""
+        """Unsubscribe, and end a `wait`. Safe to repeat."""
         if self._is_open:
             self._is_open = False
             self._feed.unsubscribe(self)
+            self._wake()

@@ -3,6 +3,8 @@
 No label contains anything that identifies a caller.
 """
 
+from functools import cache
+
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 
 from core.jobs.models import Status
@@ -33,9 +35,17 @@ def record_request(method: str, route: str, status: int, seconds: float) -> None
 
     route: the path template, not the path: a client must not be able to create label values.
     """
-    method = method if method in _METHODS else "other"
-    _requests_total.labels(method, route, status).inc()
-    _request_duration.labels(method, route).observe(seconds)
+    count, duration = _children(method if method in _METHODS else "other", route, status)
+    count.inc()
+    duration.observe(seconds)
+
+
+@cache  # as many as there are time series; finding one by its labels takes longer than counting
+def _children(method: str, route: str, status: int) -> tuple[Counter, Histogram]:
+    return (
+        _requests_total.labels(method, route, status),
+        _request_duration.labels(method, route),
+    )
 
 
 def render_service_metrics(store: JobStore) -> bytes:

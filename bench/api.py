@@ -18,10 +18,10 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple, Protocol
 
 import click
 import httpx2
@@ -136,13 +136,17 @@ def _wait_until_ready(port: int) -> None:
 
 @main.command()
 @click.option("--processes", default=1, show_default=True)
-@click.option("--seconds", default=5, show_default=True)
+@click.option("--seconds", default=2, show_default=True, help="Of each turn.")
+@click.option("--rounds", default=5, show_default=True)
 @click.option("--keys", is_flag=True, help="Authenticate with an API key.")
-def status(processes: int, seconds: int, keys: bool) -> None:
-    """Status of a queued job with 200 and 304: requests per second over all processes, CPU time."""
-    click.echo(_HEADER)
+def status(processes: int, seconds: int, rounds: int, keys: bool) -> None:
+    """Status of a queued job with 200 and 304, in turns with an application that only answers.
+
+    Both see the same load of the machine. The figures are medians of the turns; the ratios, of the
+    pairs of neighboring turns.
+    """
     settings = {"API_KEYS": "required", "API_REQUESTS_PER_MINUTE": "10000000"} if keys else {}
-    with service(processes, **settings) as running:
+    with service(processes, **settings) as running, _bare_apps(processes) as bare:
         owner, headers = running.create_key() if keys else (LOCAL_OWNER, [])
         path = f"/v1/jobs/{running.create_job(owner)}"
         response = httpx2.get(
@@ -151,11 +155,59 @@ def status(processes: int, seconds: int, keys: bool) -> None:
             trust_env=False,
         )
         condition = f"If-None-Match: {response.headers['etag']}"
-        _print_row(f"status, {processes} processes", _measure(running, path, seconds, *headers))
-        _print_row(
-            f"304, {processes} processes",
-            _measure(running, path, seconds, *headers, condition),
+        subjects: dict[str, Callable[[], Figures]] = {
+            "bare application": lambda: _measure(bare, path, seconds),
+            "status": lambda: _measure(running, path, seconds, *headers),
+            "304": lambda: _measure(running, path, seconds, *headers, condition),
+        }
+        turns: dict[str, list[Figures]] = {name: [] for name in subjects}
+        for name, measure in list(subjects.items()) * rounds:
+            turns[name].append(measure())
+    click.echo(_HEADER)
+    for name, figures in turns.items():
+        _print_row(f"{name}, {processes} processes", Figures.median(figures))
+    for name in ("status", "304"):
+        pairs = list(zip(turns[name], turns["bare application"], strict=True))
+        rate = statistics.median(ours.rate / other.rate for ours, other in pairs)
+        p99 = statistics.median(ours.p99_ms - other.p99_ms for ours, other in pairs)
+        cpu = statistics.median(ours.cpu_seconds / other.cpu_seconds for ours, other in pairs)
+        click.echo(
+            f"{name} against the bare application: {rate:.2f} of its rate, "
+            f"{cpu:.2f} times its CPU time, p99 {p99:+.1f} ms"
         )
+
+
+class Apps(Protocol):
+    """Processes that each have their own port."""
+
+    ports: Sequence[int]
+
+    def cpu_seconds(self) -> float:
+        """CPU seconds of all processes since their start."""
+
+
+class BareApps:
+    """Processes of bench/bare_app.py."""
+
+    def __init__(self, ports: Sequence[int], processes: Sequence[psutil.Process]) -> None:
+        self.ports, self._processes = ports, processes
+
+    def cpu_seconds(self) -> float:
+        """CPU seconds of all processes since their start."""
+        return sum(sum(process.cpu_times()[:2]) for process in self._processes)
+
+
+@contextmanager
+def _bare_apps(count: int) -> Iterator[BareApps]:
+    with tempfile.TemporaryDirectory() as folder, ExitStack() as stack:
+        ports, processes = [free_port() for _ in range(count)], []
+        for port in ports:
+            command = [sys.executable, "-m", "bench.bare_app", str(port)]
+            process = _start(stack, command, dict(os.environ), Path(folder))
+            processes.append(psutil.Process(process.pid))
+        for port in ports:
+            _wait_until_ready(port)
+        yield BareApps(ports, processes)
 
 
 @main.command()
@@ -221,26 +273,41 @@ _HEADER = (
 )
 
 
-def _measure(
-    running: Service, path: str, seconds: int, *headers: str
-) -> tuple[str, float, float, float, float]:
-    """Client program, requests per second, p50 and p99 in ms, CPU seconds of a request."""
+class Figures(NamedTuple):
+    """What a client has measured."""
+
+    client: str
+    rate: float  # requests per second
+    p50_ms: float
+    p99_ms: float
+    cpu_seconds: float  # of the server, for each request
+
+    @staticmethod
+    def median(turns: "Sequence[Figures]") -> "Figures":
+        """The median of each figure."""
+        columns = list(zip(*turns, strict=True))[1:]
+        rate, p50, p99, cpu = (statistics.median(column) for column in columns)
+        return Figures(turns[0].client, rate, p50, p99, cpu)
+
+
+def _measure(running: Apps, path: str, seconds: int, *headers: str) -> Figures:
+    """Request the path over CONNECTIONS connections to each process."""
     before = running.cpu_seconds()
     if shutil.which("wrk"):
         client, measured = "wrk", _run_wrk(running, path, seconds, headers)
     else:
         client, measured = "python", asyncio.run(_poll_all(running, path, seconds, headers))
     count, p50, p99 = measured
-    return client, count / seconds, p50, p99, (running.cpu_seconds() - before) / count
+    return Figures(client, count / seconds, p50, p99, (running.cpu_seconds() - before) / count)
 
 
-def _print_row(what: str, figures: tuple[str, float, float, float, float]) -> None:
+def _print_row(what: str, figures: Figures) -> None:
     client, rate, p50, p99, cpu = figures
     click.echo(f"| {what} | {client} | {rate:.0f} | {p50:.1f} | {p99:.1f} | {1e6 * cpu:.0f} |")
 
 
 def _run_wrk(
-    running: Service, path: str, seconds: int, headers: Sequence[str]
+    running: Apps, path: str, seconds: int, headers: Sequence[str]
 ) -> tuple[int, float, float]:
     """Number of requests, p50 and p99 in ms. Each API process gets its own wrk."""
     options = ["-t1", f"-c{CONNECTIONS}", f"-d{seconds}s", "--latency"]
@@ -267,7 +334,7 @@ def _parse_percentile(output: str, percentile: str) -> float:
 
 
 async def _poll_all(
-    running: Service, path: str, seconds: int, headers: Sequence[str]
+    running: Apps, path: str, seconds: int, headers: Sequence[str]
 ) -> tuple[int, float, float]:
     """Number of requests, p50 and p99 in ms."""
     deadline = time.perf_counter() + seconds

@@ -7,13 +7,20 @@ seconds until a queued job starts, which change by themselves. Pictures have str
 import re
 
 from starlette.requests import Request
+from starlette.types import Scope
 
 _TAG = re.compile(r'(?:W/)?("[^"]*")')
 
 
 def if_none_match(request: Request) -> str:
     """Return the request's If-None-Match, several header lines joined; empty if there is none."""
-    return ", ".join(request.headers.getlist("if-none-match"))
+    return read_if_none_match(request.scope)
+
+
+def read_if_none_match(scope: Scope) -> str:
+    """Return the same for the scope of a request."""
+    values = [value for name, value in scope["headers"] if name == b"if-none-match"]
+    return b", ".join(values).decode("latin-1")
 
 
 def matches(tags: str, tag: str) -> bool:

@@ -17,6 +17,7 @@ from starlette.types import Receive, Scope, Send
 
 from api.fair_queue import FairQueue, Waiter
 from api.http import etag
+from api.http.shared_response import ZERO_COPY, RawHeaders
 from core import errors
 from core.images import validation
 from core.storage.blobs import Blobs
@@ -59,18 +60,32 @@ class PictureFile(FileResponse):
     chunk_size = 256 * 1024
 
     def __init__(
-        self, file: BinaryIO, kind: validation.InputFormat, headers: dict[str, str]
+        self, file: BinaryIO, kind: validation.InputFormat, tag: str, name: str | None
     ) -> None:
-        """file: the response closes it when it ends."""
-        self._file = file
-        super().__init__(
-            "", media_type=f"image/{kind}", headers=headers, stat_result=os.fstat(file.fileno())
-        )
+        """file: the response closes it when it ends. The others: see `image_response`."""
+        self._file, self.status = file, 200
+        headers, found = _headers(tag, kind, name), os.fstat(file.fileno())
+        super().__init__("", media_type=f"image/{kind}", headers=headers, stat_result=found)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Send the response and close the file."""
         with self._file:
-            await super().__call__(scope, receive, send)
+            has_range = any(name == b"range" for name, _ in scope["headers"])
+            can_send_file = scope["method"] == "GET" and ZERO_COPY in scope.get("extensions", ())
+            if has_range or not can_send_file:
+                await super().__call__(scope, receive, send)
+                return
+            headers = self.raw_headers
+            await send({"type": "http.response.start", "status": self.status, "headers": headers})
+            size, descriptor = int(self.headers["Content-Length"]), self._file.fileno()
+            await send({"type": ZERO_COPY, "file": descriptor, "count": size})
+
+    async def send_to(
+        self, scope: Scope, receive: Receive, send: Send, own_headers: RawHeaders
+    ) -> None:
+        """Send the response with further headers."""
+        self.raw_headers.extend(own_headers)
+        await self(scope, receive, send)
 
     def set_stat_headers(self, stat_result: os.stat_result) -> None:
         """Set Content-Length only. Last-Modified would reveal when another client uploaded it."""
@@ -117,14 +132,17 @@ def image_response(
 
     picture: bytes, or an open file, which the response closes. name: file name without suffix.
     """
-    headers = _headers(tag)
+    if isinstance(picture, bytes):
+        headers = _headers(tag, kind, name)
+        return Response(picture, media_type=f"image/{kind}", headers=headers)
+    return PictureFile(picture, kind, tag, name)
+
+
+def _headers(
+    tag: str, kind: validation.InputFormat | None = None, name: str | None = None
+) -> dict[str, str]:
+    headers = {"ETag": tag, "Cache-Control": "private, no-cache"}
     if name is not None:
         suffix = "jpg" if kind == "jpeg" else kind
         headers["Content-Disposition"] = f'inline; filename="{name}.{suffix}"'
-    if isinstance(picture, bytes):
-        return Response(picture, media_type=f"image/{kind}", headers=headers)
-    return PictureFile(picture, kind, headers)
-
-
-def _headers(tag: str) -> dict[str, str]:
-    return {"ETag": tag, "Cache-Control": "private, no-cache"}
+    return headers

@@ -4,11 +4,10 @@ This module knows no route.
 """
 
 import logging
+import random
 import re
-import secrets
 import time
 
-from starlette.datastructures import MutableHeaders
 from starlette.requests import ClientDisconnect
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
@@ -20,6 +19,8 @@ from core.log import request_id
 CLIENT_CLOSED = 499  # for the log only: the client disconnected before the response
 
 log = logging.getLogger(__name__)
+
+_random = random.Random()  # noqa: S311 - an id is no secret, and the system's numbers take longer
 
 _PLAIN_ID = re.compile(rb"[A-Za-z0-9_-]{1,64}")
 
@@ -39,13 +40,14 @@ class AccessLog:
             await self._app(scope, receive, send)
             return
         started, headers_sent, status = time.perf_counter(), None, None
-        new_id = _choose_request_id(scope)
+        new_id = choose_request_id(scope)
 
         async def answer(message: Message) -> None:
             nonlocal status, headers_sent
             if message["type"] == "http.response.start":
                 status, headers_sent = message["status"], time.perf_counter()
-                MutableHeaders(scope=message)["X-Request-Id"] = new_id
+                # A route has no reason to set it, and uvicorn wants a list of its own.
+                message["headers"] = [*message["headers"], (b"x-request-id", new_id.encode())]
             await send(message)
 
         token = request_id.set(new_id)
@@ -61,17 +63,23 @@ class AccessLog:
         finally:
             ended = time.perf_counter()
             seconds_to_headers = (headers_sent or ended) - started
-            _log_request(scope, status or CLIENT_CLOSED, ended - started, seconds_to_headers)
+            log_request(scope, status or CLIENT_CLOSED, ended - started, seconds_to_headers)
             request_id.reset(token)
 
 
-def _choose_request_id(scope: Scope) -> str:
-    given = next((value for name, value in scope["headers"] if name == b"x-request-id"), b"")
-    return given.decode() if _PLAIN_ID.fullmatch(given) else secrets.token_hex(8)
+def choose_request_id(scope: Scope) -> str:
+    """Return the client's own id if it is short and plain, else a new one."""
+    for name, value in scope["headers"]:
+        if name == b"x-request-id" and _PLAIN_ID.fullmatch(value):
+            return bytes(value).decode()
+    return f"{_random.getrandbits(64):016x}"
 
 
-def _log_request(scope: Scope, status: int, seconds: float, seconds_to_headers: float) -> None:
-    """Log the route, not the path: text that a client invents must not get into the log."""
+def log_request(scope: Scope, status: int, seconds: float, seconds_to_headers: float) -> None:
+    """Log and count a request.
+
+    It names the route, not the path: text that a client invents must not get into the log.
+    """
     method, route = scope["method"], getattr(scope.get("route"), "path", "-")
     milliseconds = round(seconds * 1000, 1)
     fields = {"method": method, "route": route, "status": status, "ms": milliseconds}

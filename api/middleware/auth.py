@@ -74,16 +74,11 @@ class Authentication:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Handle one request."""
-        if scope["type"] != "http" or is_public(path := service_path(scope)):
+        if scope["type"] != "http" or is_public(service_path(scope)):
             await self._app(scope, receive, send)
             return
-        # Behind a trusted proxy this is the forwarded address.
-        address = (scope["client"] or ("",))[0]
-        caller = Caller(address=address)
-        has_access: AccessCheck = _always_has_access
         try:
-            if self._is_required or path.startswith(OPERATOR_FOLDER):
-                caller, has_access = await self._authenticate(scope, address)
+            await self.identify(scope)
         except errors.ImpastoError as error:
             answer: Response = problem(error)
             if isinstance(error, errors.Unauthorized):
@@ -91,21 +86,37 @@ class Authentication:
                 answer.headers["WWW-Authenticate"] = "Bearer"
             await answer(scope, receive, send)
             return
-        scope.setdefault("state", {}).update(caller=caller, has_access=has_access)
         await self._app(scope, receive, send)
 
-    async def _authenticate(self, scope: Scope, address: str) -> tuple[Caller, AccessCheck]:
+    async def identify(self, scope: Scope, *, counts_failure: bool = True) -> None:
+        """Add `caller` and `has_access` to the request's state, and count the request, once.
+
+        counts_failure: whether to count a wrong key. Raises Unauthorized, AdminRequired,
+        RateLimited, StoreUnavailable.
+        """
+        state, path = scope.setdefault("state", {}), service_path(scope)
+        if "caller" in state:  # api/fast_path.py has identified and counted it
+            return
+        if not self._is_required and not path.startswith(OPERATOR_FOLDER):
+            state.update(caller=Caller(address=_address_of(scope)), has_access=_always_has_access)
+            return
         secret = read_bearer_token(Headers(scope=scope).getlist("authorization"))
         try:
             key = await self._keys.find(secret)
         except errors.Unauthorized:
-            await self._rate_limiter.count_auth_failure(address)
+            if counts_failure:
+                await self._rate_limiter.count_auth_failure(_address_of(scope))
             raise
-        path = service_path(scope)
         await self._rate_limiter.count_request(key.id, classify_request(scope["method"], path))
         if path.startswith(OPERATOR_FOLDER) and not key.admin:
             raise errors.AdminRequired()
-        return Caller(key.id, key.priority), partial(self._keys.is_valid, secret)
+        has_access = partial(self._keys.is_valid, secret)
+        state.update(caller=Caller(key.id, key.priority), has_access=has_access)
+
+
+def _address_of(scope: Scope) -> str:
+    """Return the client's address: behind a trusted proxy, the forwarded one."""
+    return (scope["client"] or ("",))[0]
 
 
 def read_bearer_token(authorization: list[str]) -> str:

@@ -47,11 +47,11 @@ class HostGuard:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Handle one request."""
-        code = self._find_refusal(scope) if scope["type"] == "http" else None
+        code = self.find_refusal(scope) if scope["type"] == "http" else None
         await (self._app if code is None else problems.refusal(code))(scope, receive, send)
 
-    def _find_refusal(self, scope: Scope) -> str | None:
-        """The error code of the refusal, or None."""
+    def find_refusal(self, scope: Scope) -> str | None:
+        """Return the error code of the refusal, or None if the request is allowed."""
         hosts = [value for name, value in scope["headers"] if name == b"host"]
         headers = dict(scope["headers"])
         if len(hosts) > 1 or (not hosts and scope["http_version"] != "1.0"):

@@ -22,13 +22,17 @@ class ReverseProxy:
 
     def __init__(self, app: ASGIApp, default_root_path: str, trusted_proxies: str) -> None:
         """trusted_proxies: addresses and networks, separated by commas; `*` for any."""
-        self._default_root_path = default_root_path
+        self._app, self._default_root_path = app, default_root_path
         inner: Any = app  # uvicorn's types of ASGI differ from Starlette's
         self._proxy_headers: Any = ProxyHeadersMiddleware(inner, trusted_proxies)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Handle one request."""
         if scope["type"] == "http":
+            if not any(name.startswith(b"x-forwarded-") for name, _ in scope["headers"]):
+                root_path.set(self._default_root_path)
+                await self._app(_add_prefix(scope, self._default_root_path), receive, send)
+                return
             prefix = self._read_prefix(scope)
             root_path.set(prefix)
             scope = _add_prefix(scope, prefix)

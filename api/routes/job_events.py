@@ -5,9 +5,9 @@ or a part to merge over the known job. The events of one change share an id, the
 the last one carries it, so a client that disconnects between two of them receives both again.
 """
 
+import asyncio
 import json
 import re
-from collections.abc import AsyncIterator
 from typing import Annotated, Any
 
 from cachetools import LRUCache, cached
@@ -18,7 +18,8 @@ from starlette.types import Receive, Scope, Send
 
 from api.dependencies import Feed, HasAccess, Owner
 from api.http.root_path import root_path
-from api.job_feed import JobSnapshot, Subscription
+from api.http.shared_response import RawHeaders
+from api.job_feed import JobFeed, JobSnapshot, Subscription
 from api.middleware import auth
 from api.schemas.job import JOBS, job_resource
 from core import errors
@@ -35,23 +36,79 @@ _HEADERS = {"Cache-Control": "no-store", "X-Accel-Buffering": "no"}
 router = APIRouter(prefix=JOBS, tags=["jobs"])
 
 
-class EventStream(StreamingResponse):
-    """Streams the events of a subscription, and closes it however the stream ends."""
+class EventStream(Response):
+    """Streams the events of a subscription, and closes it however the stream ends.
+
+    Thousands are open at the same time, so it has neither a task group nor an asynchronous
+    generator.
+    """
 
     media_type = "text/event-stream"
 
     def __init__(
         self, subscription: Subscription, after: int | None, has_access: auth.AccessCheck
     ) -> None:
-        super().__init__(_stream_events(subscription, after, has_access), headers=_HEADERS)
-        self._subscription = subscription
+        super().__init__(headers=_HEADERS)
+        del self.headers["Content-Length"]
+        self.status = self.status_code
+        self._subscription, self._after, self._has_access = subscription, after, has_access
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Send the response."""
+        await self.send_to(scope, receive, send, [])
+
+    async def send_to(
+        self,
+        scope: Scope,  # noqa: ARG002 - as for any response
+        receive: Receive,
+        send: Send,
+        own_headers: RawHeaders,
+    ) -> None:
+        """Send the response with further headers."""
+        disconnected = asyncio.ensure_future(_wait_for_disconnect(receive))
+        disconnected.add_done_callback(lambda _: self._subscription.close())
         try:
-            await super().__call__(scope, receive, send)
+            headers = [*self.raw_headers, *own_headers]
+            start = {"type": "http.response.start", "status": self.status, "headers": headers}
+            await send(start)
+            await self._send_events(send)
+            await send({"type": "http.response.body", "body": b""})
         finally:
+            disconnected.cancel()
             self._subscription.close()
+
+    async def _send_events(self, send: Send) -> None:
+        async def send_part(data: bytes) -> None:
+            await send({"type": "http.response.body", "body": data, "more_body": True})
+
+        subscription, known = self._subscription, None
+        await send_part(format_sse_event(retry=RETRY_MS))
+        first = subscription.snapshot
+        # The place in the queue is not part of the version, so a queued job is always sent again.
+        if first and first.job.version == self._after and first.job.queue is None:
+            known = first
+        while subscription.is_active and await self._has_access():
+            snapshot = subscription.snapshot
+            if snapshot is None:
+                await send_part(format_sse_event(comment="the job is deleted"))
+                return
+            if snapshot is not known:
+                await send_part(encode_events(snapshot, known))
+                known = snapshot
+                if snapshot.job.status.has_ended:
+                    return
+            has_changed = await subscription.wait(HEARTBEAT_SECONDS)
+            if not has_changed and subscription.is_active:
+                comment = "heartbeat"
+                if subscription.store_unavailable:
+                    comment = "the store does not answer"
+                await send_part(format_sse_event(comment=comment))
+        await send_part(format_sse_event(comment="reconnect"))
+
+
+async def _wait_for_disconnect(receive: Receive) -> None:
+    while (await receive())["type"] != "http.disconnect":
+        pass
 
 
 @router.get(
@@ -77,44 +134,34 @@ async def stream_job_events(
     """
     if not is_job_id(job_id):
         raise errors.JobNotFound()
-    if last_event_id is not None and _EVENT_ID.fullmatch(last_event_id):
-        # The header is newer than `after`: a browser that reconnects repeats the first URL.
-        after = int(last_event_id)
+    # The header is newer than `after`: a browser that reconnects repeats the first URL.
+    after = after if (last := parse_event_id(last_event_id)) is None else last
+    stream = await open_stream(feed, job_id, owner, has_access, after)
+    return stream or Response(status_code=204, headers=_HEADERS)
+
+
+(ROUTE,) = router.routes
+
+
+def parse_event_id(text: str | None) -> int | None:
+    """Return the version of the job in a Last-Event-ID; None if it is no id of our events."""
+    return int(text) if text is not None and _EVENT_ID.fullmatch(text) else None
+
+
+async def open_stream(
+    feed: JobFeed, job_id: str, owner: str, has_access: auth.AccessCheck, after: int | None
+) -> "EventStream | None":
+    """Subscribe to the job; None if it has ended in the version that the client knows.
+
+    after: that version. Raises TooManyStreams, JobNotFound, StoreUnavailable.
+    """
     subscription = await feed.subscribe(job_id, owner)
     snapshot = subscription.snapshot
     assert snapshot is not None, "a subscription begins with a snapshot"
     if snapshot.job.status.has_ended and snapshot.job.version == after:
         subscription.close()
-        return Response(status_code=204, headers=_HEADERS)
+        return None
     return EventStream(subscription, after, has_access)
-
-
-async def _stream_events(
-    subscription: Subscription, after: int | None, has_access: auth.AccessCheck
-) -> AsyncIterator[bytes]:
-    yield format_sse_event(retry=RETRY_MS)
-    known: JobSnapshot | None = None
-    first = subscription.snapshot
-    # The place in the queue is not part of the version, so a queued job is always sent again.
-    if first and first.job.version == after and first.job.queue is None:
-        known = first
-    while not subscription.is_stopping and await has_access():
-        snapshot = subscription.snapshot
-        if snapshot is None:
-            yield format_sse_event(comment="the job is deleted")
-            return
-        if snapshot is not known:
-            yield encode_events(snapshot, known)
-            known = snapshot
-            if snapshot.job.status.has_ended:
-                return
-        has_changed = await subscription.wait(HEARTBEAT_SECONDS)
-        if not has_changed and not subscription.is_stopping:
-            comment = "heartbeat"
-            if subscription.store_unavailable:
-                comment = "the store does not answer"
-            yield format_sse_event(comment=comment)
-    yield format_sse_event(comment="reconnect")
 
 
 # All streams of a job send the same events, up to the root path of their links.

@@ -1,6 +1,7 @@
 """GET /v1/jobs/{job_id}: the most frequent request, so it uses neither threads nor dependencies.
 
 FastAPI resolves a route's dependencies on every request. Here that would take longer than the rest.
+Most requests do not even come here: api/fast_path.py answers them.
 """
 
 from collections.abc import Callable, Coroutine
@@ -11,11 +12,16 @@ from fastapi import APIRouter, Request, Response
 from fastapi.routing import APIRoute
 
 from api.http import etag, prefer
+from api.http.root_path import root_path
+from api.http.shared_response import SharedResponse
 from api.job_feed import JobFeed, JobSnapshot
 from api.middleware.auth import Caller
+from api.middleware.security_headers import DATA_HEADERS
 from api.schemas.job import JOBS, RETRY_AFTER_SECONDS, JobResource
 from core import errors
 from core.jobs.models import is_job_id
+
+MAX_PREPARED = 4  # responses per snapshot: 200 and 304, for two root paths
 
 
 class DirectRoute(APIRoute):
@@ -63,20 +69,42 @@ async def get_job(request: Request) -> Response:
     job_id, known_tags = request.path_params["job_id"], etag.if_none_match(request)
     if not is_job_id(job_id):
         raise errors.JobNotFound()
-    headers = {"Cache-Control": "no-cache"}
+    headers = {}
     snapshot = None
     if seconds := prefer.parse_wait(request.headers.get("prefer")):
         with suppress(errors.TooManyStreams):  # waiting is only a preference; the client can poll
             has_news = _has_news_for(known_tags)
             snapshot = await feed.wait_for(has_news, job_id, caller.owner, seconds)
-            headers |= prefer.preference_applied(seconds)
+            headers = prefer.preference_applied(seconds)
     snapshot = snapshot or await feed.get(job_id, caller.owner)
-    headers["ETag"] = snapshot.tag
-    if not snapshot.job.status.has_ended:
-        headers["Retry-After"] = str(RETRY_AFTER_SECONDS)
-    if etag.matches(known_tags, snapshot.tag):
-        return Response(status_code=304, headers=headers)
-    return Response(snapshot.body, media_type="application/json", headers=headers)
+    response = share_response(snapshot, known_tags)
+    answer = Response(response.body, response.status)
+    answer.raw_headers = [*response.headers]
+    answer.headers.update(headers)
+    return answer
+
+
+(ROUTE,) = router.routes
+
+
+def share_response(snapshot: JobSnapshot, known_tags: str) -> SharedResponse:
+    """Return the job, or 304 if its tag is among the known ones, with all but its own headers."""
+    is_known = etag.matches(known_tags, snapshot.tag)
+    key = (root_path.get(), is_known)  # the body's links begin with the root path
+    response: SharedResponse | None = snapshot.prepared.get(key)
+    if response is None:
+        headers = [(b"cache-control", b"no-cache"), (b"etag", snapshot.tag.encode())]
+        if not snapshot.job.status.has_ended:
+            headers.append((b"retry-after", str(RETRY_AFTER_SECONDS).encode()))
+        body = b"" if is_known else snapshot.body
+        if not is_known:
+            headers.append((b"content-length", str(len(body)).encode()))
+            headers.append((b"content-type", b"application/json"))
+        response = SharedResponse(304 if is_known else 200, [*headers, *DATA_HEADERS], body)
+        if len(snapshot.prepared) >= MAX_PREPARED:
+            snapshot.prepared.clear()
+        snapshot.prepared[key] = response
+    return response
 
 
 def _has_news_for(known_tags: str) -> Callable[[JobSnapshot, JobSnapshot], bool]:

@@ -183,7 +183,7 @@ async def get_result(
     request: Request,
     owner: Owner,
     waiter: CurrentWaiter,
-    store: Store,
+    feed: Feed,
     blobs: Blobs,
     format: validation.Format = "png",
     width: Annotated[int | None, Query(ge=16, le=MAX_SIZE_PX)] = None,
@@ -193,7 +193,9 @@ async def get_result(
     If a job was canceled while it ran, its result is the state at that time. `width` in px makes
     the picture smaller, never larger.
     """
-    output = await run_in_threadpool(lambda: _get_output(get_owned_job(job_id, owner, store)))
+    if not is_job_id(job_id):
+        raise errors.JobNotFound()
+    output = _get_output((await feed.get(job_id, owner)).job)
     new_width = width if width is not None and width < output.width else None
     suffix = "" if new_width is None else f"-{new_width}"
     tag = f'"{output.id}-{format}{suffix}"'
@@ -201,7 +203,9 @@ async def get_result(
         return image_response.not_modified(tag)
     try:
         if format == "png" and new_width is None:
-            picture: bytes | BinaryIO = await run_in_threadpool(blobs.open, output.id)
+            picture: bytes | BinaryIO | None = blobs.open_verified(output.id)
+            if picture is None:
+                picture = await run_in_threadpool(blobs.open, output.id)
         else:
             data = await image_response.render_cached(
                 tag, lambda: codec.convert(blobs.get(output.id), format, new_width), waiter
@@ -210,6 +214,21 @@ async def get_result(
     except errors.ImageNotFound as error:
         raise _result_gone(error) from None
     return image_response.image_response(picture, format, tag, job_id)
+
+
+RESULT_ROUTE = router.routes[-1]
+
+
+def open_stored_result(job: Job, blobs: Blobs) -> image_response.PictureFile | None:
+    """Return the response of `get_result` without parameters; None if the file must be hashed.
+
+    Raises what `_get_output` and Blobs.open raise.
+    """
+    output = _get_output(job)
+    file = blobs.open_verified(output.id)
+    if file is None:
+        return None
+    return image_response.PictureFile(file, "png", f'"{output.id}-png"', job.id)
 
 
 def _result_gone(error: errors.ImageNotFound) -> errors.ImpastoError:

@@ -1,1 +1,1 @@
-"""Changes to uvicorn's connections: slow-client limits, backpressure. It knows no route."""
+"""Changes to uvicorn's connections: limits for slow clients, backpressure, files. No route here."""

@@ -26,6 +26,7 @@ from typing import ClassVar
 from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
 
 from api.http import problems
+from api.server.request_cycle import EXTENSIONS
 
 MAX_URL_BYTES = 8 * 1024
 MAX_HEAD_BYTES = 16 * 1024
@@ -96,6 +97,7 @@ class SlowClientProtocol(HttpToolsProtocol):
         """Note that a head begins."""
         self._in_head, self._head_bytes = True, 0
         super().on_message_begin()
+        self.scope["extensions"] = EXTENSIONS
 
     def on_url(self, url: bytes) -> None:
         """Refuse a URL that is too long."""

@@ -2,6 +2,7 @@
 
 import asyncio
 import time
+import types
 from typing import Any
 
 import pytest
@@ -81,3 +82,35 @@ def test_a_subscription_reports_each_change_of_its_jobs_once_until_it_is_closed(
         return changes, topics
 
     assert asyncio.run(follow()) == ([True, False, False, True, True, False], {"b"})
+
+
+def test_a_request_never_gets_the_result_of_a_read_that_began_before_it(
+    unreachable_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Otherwise the client could miss a change that it has already been told of."""
+
+    async def get_twice() -> list[int]:
+        feed, started = JobFeed(unreachable_url, 10), 0
+        has_begun, may_end = asyncio.Event(), asyncio.Event()
+
+        async def read(known: dict[str, Any]) -> Any:
+            nonlocal started
+            started += 1
+            job = types.SimpleNamespace(owner="anna", version=started)
+            has_begun.set()
+            await may_end.wait()
+            return dict.fromkeys(known, job)
+
+        monkeypatch.setattr(feed._reader, "get_if_changed", read)
+        first = asyncio.create_task(feed.get("job_1", "anna"))
+        await has_begun.wait()
+        others = [asyncio.create_task(feed.get("job_1", "anna")) for _ in range(3)]
+        await asyncio.sleep(0)
+        others[0].cancel()  # must not cancel the read for the others
+        await asyncio.sleep(0)
+        may_end.set()
+        snapshots = await asyncio.wait_for(asyncio.gather(first, *others[1:]), 5)
+        await feed.stop()
+        return [snapshot.job.version for snapshot in snapshots]
+
+    assert asyncio.run(get_twice()) == [1, 2, 2]

@@ -1,5 +1,7 @@
 """Log lines are short, on one line and free of control characters and passwords."""
 
+import asyncio
+import io
 import json
 import logging
 import subprocess
@@ -92,3 +94,59 @@ def test_log_records_and_warnings_of_a_process_are_json() -> None:
 
     assert messages[0] == "hello"
     assert "careful" in messages[1]
+
+
+def test_an_event_loop_writes_lines_in_batches_and_warnings_at_once() -> None:
+    stream = io.StringIO()
+    handler = log.BatchHandler(stream)
+    logger = logging.Logger("a")
+    logger.addHandler(handler)
+
+    async def run() -> list[list[str]]:
+        seen = []
+        for write in (
+            lambda: logger.info("1"),
+            lambda: logger.info("2"),
+            lambda: logger.warning("3"),
+            lambda: logger.info("4"),
+        ):
+            write()
+            seen.append(stream.getvalue().split())
+        await asyncio.sleep(3 * log.BATCH_SECONDS)
+        seen.append(stream.getvalue().split())
+        logger.info("5")
+        await asyncio.to_thread(logger.info, "6")
+        seen.append(stream.getvalue().split())
+        for _ in range(log.BATCH_LINES):
+            logger.info("7")
+        seen.append(stream.getvalue().split()[6:8])
+        return seen
+
+    three, four = ["1", "2", "3"], ["1", "2", "3", "4"]
+    assert asyncio.run(run()) == [[], [], three, three, four, [*four, "5", "6"], ["7", "7"]]
+    logger.info("8")  # without a loop: at once
+    assert stream.getvalue().endswith("8\n")
+
+
+def test_the_end_of_a_process_writes_what_waits() -> None:
+    code = (
+        "import asyncio, logging; from core.log import configure_logging\n"
+        "configure_logging('text')\n"
+        "async def main(): logging.info('the last line')\n"
+        "asyncio.run(main())"
+    )
+    result = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=True
+    )
+
+    assert result.stderr.count("the last line") == 1
+
+
+def test_a_text_line_has_the_time_of_its_own_second() -> None:
+    lines, form = [], log.TextLines()
+    for second in (0, 1, 0):
+        record = _record("x")
+        record.created = 1_700_000_000.5 + second
+        lines.append(form.format(record))
+
+    assert lines[0] == lines[2] != lines[1]
