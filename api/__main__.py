@@ -44,10 +44,7 @@ def main() -> None:
         server_header=False,
         timeout_graceful_shutdown=10,
     )
-    # What exists now stays. Without this, each full garbage collection examines all of it, for some
-    # 100 ms in which no request is answered.
-    gc.collect()
-    gc.freeze()
+    _tune_garbage_collector()
     with suppress(KeyboardInterrupt):
         Server(config, app.state.job_feed).run()
 
@@ -67,6 +64,19 @@ class Server(uvicorn.Server):
         """Close the event streams, then shut down."""
         self._feed.close_subscriptions()
         await super().shutdown(sockets)
+
+
+def _tune_garbage_collector() -> None:
+    """Let garbage collections stall requests less, and less often.
+
+    What exists now stays: without `freeze`, each full collection examines all of it, for some
+    100 ms. Requests and streams leave no cyclic garbage, but thousands of them allocate so much at
+    once that the default thresholds (700, 10, 10) start full collections all the time. One takes
+    0.6 s with 10,000 event streams.
+    """
+    gc.collect()
+    gc.freeze()
+    gc.set_threshold(20_000, 10, 50)
 
 
 def _raise_file_limit() -> None:

@@ -287,7 +287,10 @@ class Subscription:
         self.topics, self.owner = topics, owner
         self._feed = feed
         self._is_open, self._has_changed = True, False
+        self._loop = asyncio.get_running_loop()
         self._waiter: asyncio.Future[None] | None = None
+        self._timer: asyncio.TimerHandle | None = None
+        self._deadline = 0.0
         for topic in topics.values():
             topic.subscriptions.add(self)
 
@@ -327,21 +330,41 @@ class Subscription:
         call at a time.
         """
         if not self._has_changed and self.is_active:
-            loop = asyncio.get_running_loop()
-            self._waiter = loop.create_future()
-            # Cheaper than a timeout by exception: one change may wake thousands.
-            timer = loop.call_later(max(0, seconds), self._wake)
+            self._waiter = self._loop.create_future()
+            self._set_timer(self._loop.time() + seconds)
             try:
                 await self._waiter
             finally:
-                timer.cancel()
                 self._waiter = None
         has_changed, self._has_changed = self._has_changed, False
         return has_changed and self.is_active
+
+    def _set_timer(self, deadline: float) -> None:
+        """End the `wait` at this time of the loop's clock.
+
+        One timer serves many waits, since one change may wake thousands: it may ring too early, and
+        is then set again.
+        """
+        self._deadline = deadline
+        if self._timer is not None and deadline < self._timer.when():
+            self._timer.cancel()
+            self._timer = None
+        if self._timer is None:
+            self._timer = self._loop.call_at(deadline, self._end_wait)
+
+    def _end_wait(self) -> None:
+        self._timer = None
+        if self._waiter is not None:
+            if self._loop.time() < self._deadline:
+                self._set_timer(self._deadline)
+            else:
+                self._wake()
 
     def close(self) -> None:
         """Unsubscribe, and end a `wait`. Safe to repeat."""
         if self._is_open:
             self._is_open = False
+            if self._timer is not None:
+                self._timer.cancel()
             self._feed.unsubscribe(self)
             self._wake()

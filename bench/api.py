@@ -12,7 +12,10 @@ import http.client
 import json
 import os
 import re
+import resource
+import select
 import shutil
+import socket
 import statistics
 import subprocess
 import sys
@@ -59,7 +62,8 @@ class Service:
         self, folder: Path, redis_url: str, ports: Sequence[int], apis: Sequence[psutil.Process]
     ) -> None:
         self.folder, self.ports, self.apis = folder, ports, apis
-        self.store, self._redis_url = JobStore(redis_url), redis_url
+        # A lease that does not end while thousands of clients connect.
+        self.store, self._redis_url = JobStore(redis_url, lease_seconds=600), redis_url
 
     def cpu_seconds(self) -> float:
         """CPU seconds of all API processes since their start."""
@@ -367,40 +371,75 @@ async def _poll(port: int, path: str, headers: Sequence[str], deadline: float) -
 
 
 @main.command()
-@click.option("--count", default=1000, show_default=True)
+@click.option("--watchers", default="1000,10000", show_default=True, help="Of one job.")
+@click.option("--jobs", default=1000, show_default=True, help="With one watcher each.")
 @click.option("--changes", default=20, show_default=True)
-def streams(count: int, changes: int) -> None:
-    """Many event streams, of one job and of many: memory of the API, and delay of each change."""
+def streams(watchers: str, jobs: int, changes: int) -> None:
+    """Many event streams, of one job and of many: memory of the API, and delay of each change.
+
+    The client shares the cores, and reads the streams one after another.
+    """
     click.echo(
         "| streams | jobs | KB each | arrival p50 ms | p99 ms | CPU ms a change |\n"
         "|---|---|---|---|---|---|"
     )
-    for jobs in (1, count):
+    hard = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
+    resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+    cases = [*((int(count), 1) for count in watchers.split(",")), (jobs, jobs)]
+    for count, job_count in cases:
         with service(
             API_MAX_STREAMS_PER_CALLER=str(count + 1), API_MAX_JOBS_PER_CALLER="100000"
         ) as running:
-            asyncio.run(_measure_streams(running, count, jobs, changes))
+            _measure_streams(running, count, job_count, changes)
 
 
-async def _measure_streams(running: Service, count: int, jobs: int, changes: int) -> None:
-    ids = []
+class _Watchers:
+    """Connections that each follow the events of a job. One thread reads all of them."""
+
+    def __init__(self, port: int, job_ids: Sequence[str]) -> None:
+        self._epoll, self._sockets = select.epoll(), dict[int, socket.socket]()
+        for job_id in job_ids:
+            connection = socket.create_connection(("127.0.0.1", port), timeout=60)
+            request = f"GET /v1/jobs/{job_id}/events HTTP/1.1\r\nHost: 127.0.0.1\r\n\r\n"
+            connection.sendall(request.encode())
+            self._sockets[connection.fileno()] = connection
+            self._epoll.register(connection, select.EPOLLIN)
+
+    def wait_for(self, event: bytes, count: int) -> list[float]:
+        """Return the times at which `count` streams have received this event."""
+        times: list[float] = []
+        deadline = time.perf_counter() + 120
+        while len(times) < count:
+            if time.perf_counter() > deadline:
+                raise click.ClickException(f"{len(times)} of {count} streams have received it.")
+            for descriptor, _ in self._epoll.poll(1, maxevents=100):
+                data = self._sockets[descriptor].recv(65536)
+                if event in data:
+                    times.append(time.perf_counter())
+        return times
+
+    def close(self) -> None:
+        """Disconnect all."""
+        for connection in self._sockets.values():
+            connection.close()
+        self._epoll.close()
+
+
+def _measure_streams(running: Service, count: int, jobs: int, changes: int) -> None:
+    ids = [running.create_job() for _ in range(jobs)]
     for number in range(jobs):
-        ids.append(running.create_job())
         running.store.claim(f"t{number}", "bench")
     api = running.apis[0]
-    # One request before the first measurement, so that lazy imports do not count.
-    httpx2.get(f"http://127.0.0.1:{running.ports[0]}/v1/jobs/{ids[0]}", trust_env=False)
+    # Before the first measurement, so that lazy imports and the first allocations do not count.
+    warm_up = _Watchers(running.ports[0], ids[:1] * 50)
+    warm_up.wait_for(b"event: status", 50)
+    warm_up.close()
+    time.sleep(1)
     memory_before = api.memory_info().rss
-    sent_at: dict[str, float] = {}
-    delays: list[float] = []
-    streams = [
-        asyncio.create_task(_read_stream(running.ports[0], ids[number % jobs], sent_at, delays))
-        for number in range(count)
-    ]
-    while _count_connections() < count:
-        await asyncio.sleep(0.2)
-    await asyncio.sleep(3)  # until all subscriptions are established
+    watchers = _Watchers(running.ports[0], [ids[number % jobs] for number in range(count)])
+    watchers.wait_for(b"event: status", count)
     kilobytes_each = (api.memory_info().rss - memory_before) / count / 1e3
+    delays: list[float] = []
     cpu_before = running.cpu_seconds()
     for change in range(changes):
         number = change % jobs
@@ -414,36 +453,18 @@ async def _measure_streams(running: Service, count: int, jobs: int, changes: int
             seconds_left=None,
             loss={},
         )
-        expected = len(delays) + (count if jobs == 1 else 1)
         running.store.renew(ids[number], f"t{number}")
-        sent_at[ids[number]] = time.perf_counter()
+        sent_at = time.perf_counter()
         running.store.report_progress(ids[number], f"t{number}", progress)
-        while len(delays) < expected:
-            await asyncio.sleep(0.002)
+        arrived = watchers.wait_for(b"event: progress", count if jobs == 1 else 1)
+        delays += [at - sent_at for at in arrived]
     cpu_each = 1e3 * (running.cpu_seconds() - cpu_before) / changes
-    for stream in streams:
-        stream.cancel()
+    watchers.close()
     delays.sort()
     p50, p99 = 1e3 * delays[len(delays) // 2], 1e3 * delays[int(0.99 * len(delays))]
     click.echo(
-        f"| {count} | {jobs} | {kilobytes_each:.0f} | {p50:.1f} | {p99:.1f} | {cpu_each:.1f} |"
+        f"| {count} | {jobs} | {kilobytes_each:.1f} | {p50:.1f} | {p99:.1f} | {cpu_each:.1f} |"
     )
-
-
-def _count_connections() -> int:
-    connections = psutil.Process().net_connections()
-    return sum(1 for connection in connections if connection.status == "ESTABLISHED")
-
-
-async def _read_stream(
-    port: int, job_id: str, sent_at: dict[str, float], delays: list[float]
-) -> None:
-    """Append the delay in seconds of each progress event."""
-    reader, writer = await asyncio.open_connection("127.0.0.1", port)
-    writer.write(f"GET /v1/jobs/{job_id}/events HTTP/1.1\r\nHost: 127.0.0.1\r\n\r\n".encode())
-    while line := await reader.readline():
-        if line == b"event: progress\n":
-            delays.append(time.perf_counter() - sent_at[job_id])
 
 
 # ---------------------------------------------------------------------- estimates

@@ -7,6 +7,7 @@ the last one carries it, so a client that disconnects between two of them receiv
 
 import asyncio
 import json
+import random
 import re
 from typing import Annotated, Any
 
@@ -14,7 +15,7 @@ from cachetools import LRUCache, cached
 from fastapi import APIRouter, Header, Query, Response
 from fastapi.sse import format_sse_event
 from starlette.responses import StreamingResponse
-from starlette.types import Receive, Scope, Send
+from starlette.types import Message, Receive, Scope, Send
 
 from api.dependencies import Feed, HasAccess, Owner
 from api.http.root_path import root_path
@@ -25,8 +26,10 @@ from api.schemas.job import JOBS, job_resource
 from core import errors
 from core.jobs.models import is_job_id
 
-HEARTBEAT_SECONDS = 5.0  # also the time within which a revoked key loses its streams
+HEARTBEAT_SECONDS = 5.0  # at most; also the time within which a revoked key loses its streams
 RETRY_MS = 2000  # how long a browser waits before it reconnects
+
+_random = random.Random()  # noqa: S311 - no secret
 
 _EVENT_ID = re.compile(r"[0-9]{1,16}")  # any other Last-Event-ID is ignored
 
@@ -69,8 +72,9 @@ class EventStream(Response):
         disconnected.add_done_callback(lambda _: self._subscription.close())
         try:
             headers = [*self.raw_headers, *own_headers]
-            start = {"type": "http.response.start", "status": self.status, "headers": headers}
-            await send(start)
+            await send({"type": "http.response.start", "status": self.status, "headers": headers})
+            # The stream stays open; what it needs no more makes room for others.
+            self.raw_headers, headers, own_headers = [], [], []
             await self._send_events(send)
             await send({"type": "http.response.body", "body": b""})
         finally:
@@ -78,32 +82,34 @@ class EventStream(Response):
             self._subscription.close()
 
     async def _send_events(self, send: Send) -> None:
-        async def send_part(data: bytes) -> None:
-            await send({"type": "http.response.body", "body": data, "more_body": True})
-
         subscription, known = self._subscription, None
-        await send_part(format_sse_event(retry=RETRY_MS))
         first = subscription.snapshot
         # The place in the queue is not part of the version, so a queued job is always sent again.
         if first and first.job.version == self._after and first.job.queue is None:
             known = first
+        await send(_part(format_sse_event(retry=RETRY_MS)))
         while subscription.is_active and await self._has_access():
             snapshot = subscription.snapshot
             if snapshot is None:
-                await send_part(format_sse_event(comment="the job is deleted"))
+                await send(_part(format_sse_event(comment="the job is deleted")))
                 return
             if snapshot is not known:
-                await send_part(encode_events(snapshot, known))
+                await send(_part(encode_events(snapshot, known)))
                 known = snapshot
                 if snapshot.job.status.has_ended:
                     return
-            has_changed = await subscription.wait(HEARTBEAT_SECONDS)
+            # A change wakes all streams of a job together; their heartbeats must not meet again.
+            has_changed = await subscription.wait(HEARTBEAT_SECONDS * _random.uniform(0.6, 1))
             if not has_changed and subscription.is_active:
                 comment = "heartbeat"
                 if subscription.store_unavailable:
                     comment = "the store does not answer"
-                await send_part(format_sse_event(comment=comment))
-        await send_part(format_sse_event(comment="reconnect"))
+                await send(_part(format_sse_event(comment=comment)))
+        await send(_part(format_sse_event(comment="reconnect")))
+
+
+def _part(data: bytes) -> Message:
+    return {"type": "http.response.body", "body": data, "more_body": True}
 
 
 async def _wait_for_disconnect(receive: Receive) -> None:

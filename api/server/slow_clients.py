@@ -51,7 +51,8 @@ class ConnectionLimits:
 
 def slow_client_protocol(limits: ConnectionLimits) -> type["SlowClientProtocol"]:
     """Make a protocol class with these limits: uvicorn takes a class, not an instance."""
-    return type("SlowClientProtocol", (SlowClientProtocol,), {"limits": limits})
+    own = {"limits": limits, "__slots__": ()}
+    return type("SlowClientProtocol", (SlowClientProtocol,), own)
 
 
 class RequestRefused(Exception):
@@ -61,6 +62,23 @@ class RequestRefused(Exception):
 class SlowClientProtocol(HttpToolsProtocol):
     """uvicorn's protocol with deadlines and size limits."""
 
+    # More than 30 attributes in its dictionary would take 2 KB for each connection: Python shares
+    # the names between instances only up to that number.
+    __slots__ = (
+        "_body_deadline",
+        "_checked_at",
+        "_expects_head",
+        "_head_bytes",
+        "_in_body",
+        "_in_head",
+        "_received",
+        "_received_before",
+        "_refused",
+        "_seconds_left",
+        "_timer",
+        "_unsent_before",
+    )
+
     limits: ClassVar[ConnectionLimits] = ConnectionLimits()
 
     def connection_made(self, transport: Transport) -> None:  # type: ignore[override]
@@ -69,7 +87,8 @@ class SlowClientProtocol(HttpToolsProtocol):
         self._in_head = self._in_body = self._refused = False
         self._head_bytes, self._body_deadline = 0, 0.0
         # Bytes received so far, received until the last check, and unsent at the last check.
-        self._received = self._received_before = self._unsent_before = 0
+        self._received = self._received_before = 0
+        self._unsent_before: int | None = 0  # None: not counted, since nothing was being sent
         self._expect_head()
         self._checked_at = self.loop.time()
         self._timer = self.loop.call_later(CHECK_SECONDS, self._check)
@@ -189,10 +208,15 @@ class SlowClientProtocol(HttpToolsProtocol):
         """
         received = self._received - self._received_before
         self._received_before = self._received
-        unsent_before, self._unsent_before = self._unsent_before, self._count_unsent()
         is_sending = self.flow.write_paused or self.transport.is_closing()
-        if is_sending or (self._expects_head and self._unsent_before):
-            return max(0, unsent_before - self._unsent_before)
+        if is_sending or self._expects_head:
+            unsent_before, self._unsent_before = self._unsent_before, self._count_unsent()
+            if self._unsent_before and unsent_before is None:
+                return None  # it may have received much since the last check
+            if is_sending or self._unsent_before:
+                return max(0, (unsent_before or 0) - self._unsent_before)
+        else:  # thousands of streams wait for the next event, and counting takes a system call
+            self._unsent_before = None
         if self._expects_head or (self._in_body and self.cycle.response_complete):
             return 0
         if self._in_body and not self.flow.read_paused and not self.cycle.waiting_for_100_continue:
