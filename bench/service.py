@@ -1,6 +1,6 @@
 """Measures what the service costs: checkpoints, frames, submission to start, cancellation.
 
-    python bench/service.py checkpoint | frames | cancel | start
+    python bench/service.py checkpoint | frames | cancel | start | first
 
 Each command prints one table (bench/README.md).
 """
@@ -208,7 +208,7 @@ def cancel(size: int, rounds: int) -> None:
 
 
 @main.command()
-@click.option("--rounds", default=50)
+@click.option("--rounds", default=200)
 def start(rounds: int) -> None:
     """Milliseconds from a job's creation to its start on an idle service, by the store's clock."""
     waits = []
@@ -220,7 +220,37 @@ def start(rounds: int) -> None:
             time.sleep(0.2)
     waits = sorted(waits[1:])  # the first job waits for the worker to load its network
     median, p99 = statistics.median(waits), waits[int(0.99 * len(waits))]
-    click.echo(f"| submit to start, {len(waits)} jobs: median, p99 | {median:.0f}, {p99:.0f} ms |")
+    click.echo(
+        f"| submit to start, {len(waits)} jobs: median, p99, maximum "
+        f"| {median:.0f}, {p99:.0f}, {waits[-1]:.0f} ms |"
+    )
+
+
+@main.command()
+@click.option("--size", default=512)
+@click.option("--rounds", default=3)
+def first(size: int, rounds: int) -> None:
+    """Seconds from the submission to the start, the first preview, and the end of the first scale.
+
+    All jobs have the same painting: from the second one on, its statistics are known.
+    """
+    click.echo("| job | started | first preview | first scale done |\n|---|---|---|---|")
+    with _service() as client:
+        job = _submit(client, size="64", scales="1", iterations="2")  # the network is loaded now
+        _wait_until(client, job, lambda job: job["status"] == "succeeded")
+        for number in range(rounds):
+            submitted_at, cells = time.perf_counter(), []
+            job = _submit(client, size=str(size))
+            for condition in (
+                lambda job: job["status"] == "running",
+                lambda job: job["preview"] is not None,
+                lambda job: job["progress"] is not None and job["progress"]["scale"] > 1,
+            ):
+                job = _wait_until(client, job, condition)
+                cells.append(f"{time.perf_counter() - submitted_at:.2f} s")
+            click.echo(f"| {number + 1} | {' | '.join(cells)} |")
+            client.post(job["links"]["cancel"])
+            _wait_until(client, job, lambda job: job["status"] == "canceled")
 
 
 def _to_milliseconds(timestamp: str) -> float:

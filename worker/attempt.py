@@ -23,6 +23,7 @@ from core.neural.transfer import checkpoint
 from core.neural.transfer.checkpoint import Checkpoint
 from core.neural.transfer.inputs import StyleInputs
 from core.neural.transfer.planner import Planner
+from core.neural.transfer.style_cache import StyleCache
 from core.neural.transfer.stylize import Control, StepEvent, StyleResult, stylize
 from core.neural.vgg import Network
 from core.storage.blobs import Blobs
@@ -60,9 +61,11 @@ class Attempt:
         checkpoints: Checkpoints,
         settings: WorkerSettings,
         limits: JobLimits,
+        style_cache: StyleCache | None = None,
     ) -> None:
+        """style_cache: statistics of the paintings of earlier jobs."""
         self._job, self._blobs, self._checkpoints = job, blobs, checkpoints
-        self._settings, self._limits = settings, limits
+        self._settings, self._limits, self._style_cache = settings, limits, style_cache
         self._run_began_at = math.inf  # as if the earlier attempts had run just before it
         self._state = RunState()
         self._watchdog = HangWatchdog(device.device_busy_waits)
@@ -168,7 +171,8 @@ class Attempt:
         start = time.monotonic()
         job_input = self._job.input
         with SandboxedDecoder() as decoder:
-            inputs = StyleInputs(**job_input.load_images(self._read, decoder.decode)._asdict())
+            images = job_input.load_images(self._read, decoder.decode)
+        inputs = StyleInputs(**images._asdict(), style_cache=self._style_cache)
         spec = parse_spec(job_input.spec)
         self._watchdog.begin_phase("device")
         network, planner = load(spec.model)

@@ -15,6 +15,7 @@ from core.jobs.models import Job, WorkerInfo
 from core.jobs.store import JobStore
 from core.neural import device
 from core.neural.transfer.planner import Planner, device_name, load_throughput
+from core.neural.transfer.style_cache import StyleCache
 from core.neural.vgg import Network
 from core.neural.weights.cache import WeightsCache
 from core.storage.blobs import Blobs
@@ -48,6 +49,7 @@ class JobRunner:
         # the thread of the estimates reads it at the same time.
         self._networks: dict[str, tuple[Network, Planner]] = {}
         self._run_lock = threading.Lock()
+        self._style_cache = StyleCache()
 
     def load_network(self, model: ModelName) -> tuple[Network, Planner]:
         """Return the network, which is loaded at its first use, and the planner of its runs."""
@@ -124,6 +126,7 @@ class JobRunner:
             checkpoints=self._checkpoints,
             settings=self._worker,
             limits=self._limits,
+            style_cache=self._style_cache,
         )
         with self._run_lock:
             is_done = attempt.run(self._load_and_record)

@@ -25,6 +25,7 @@ from core.neural.transfer.objective import (
     mix_styles,
 )
 from core.neural.transfer.regions import SIDE_PX, RegionMap, find_regions
+from core.neural.transfer.style_cache import StyleCache
 from core.neural.vgg import Network
 from core.style.schedule import Scale
 from core.style.spec import GRID_PX, MIN_RESULT_SIDE_PX, StyleSpec
@@ -45,7 +46,8 @@ class StyleInputs:
     to it too: only the white parts of the painting count.
 
     alpha: what the result is to have, mode L; None: it is opaque. region_map: the parts of photo
-    and paintings that belong together; set by `with_regions`.
+    and paintings that belong together; set by `with_regions`. style_cache: statistics of earlier
+    runs, for a process that makes several.
     """
 
     content: Image.Image
@@ -55,6 +57,7 @@ class StyleInputs:
     style_masks: Sequence[Image.Image] = ()
     alpha: Image.Image | None = None
     region_map: RegionMap | None = None
+    style_cache: StyleCache | None = None
 
     def fit_spec(self, spec: StyleSpec) -> StyleSpec:
         """The spec with one mixing share for each painting; the shares sum to 1.
@@ -143,7 +146,8 @@ class StyleInputs:
                     None if part is None else part.to(network.device)
                     for part in self._painting_guides(index, size)
                 ]
-                styles.append(measure_styles(network, painting, spec, parts, tile_px))
+                measure = self.style_cache.measure if self.style_cache else measure_styles
+                styles.append(measure(network, painting, spec, parts, tile_px))
             masks = [pixels.to_guide(mask, scale.size).to(network.device) for mask in self.masks]
             if self.region_map is not None:
                 guides = self.region_map.photo_guides(*scale.size)

@@ -103,7 +103,7 @@ def measure_styles(
 
     guides: (H, W) in [0, 1]; None is the whole painting.
     """
-    layers = {*_normalize(spec.style_layers), *used_layers(spec)[0]}
+    layers = statistics_layers(spec)
     sums: list[Style] = [{} for _ in guides]
     margin = Margin.of_painting(picture.shape[2], picture.shape[3], spec)
     picture = margin.mirror(picture)
@@ -122,6 +122,11 @@ def measure_styles(
         }
         for style, pooled in zip(sums, by_layer, strict=True)
     ]
+
+
+def statistics_layers(spec: StyleSpec) -> set[str]:
+    """The layers whose statistics `measure_styles` returns."""
+    return {*_normalize(spec.style_layers), *used_layers(spec)[0]}
 
 
 def used_layers(spec: StyleSpec) -> tuple[dict[str, float], dict[str, float]]:
