@@ -98,7 +98,7 @@ class Peer:
     def _features(self, image: Tensor) -> dict[str, Tensor]:
         x, features = (image - self._network._mean) / self._network._std, {}
         for conv, (weight, bias) in zip(
-            self._network._convolutions, self._network._parameters, strict=True
+            self._network._convolutions, self._network.parameters, strict=True
         ):
             if conv.pooled:
                 x = functional.max_pool2d(x, 2)

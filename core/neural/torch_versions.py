@@ -5,8 +5,10 @@ one, which has. All other modules use only what both versions offer. Knows no ne
 """
 
 import platform
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -61,6 +63,31 @@ def mm_to_float32(left: Tensor, right: Tensor) -> Tensor:
     Only where `HAS_MM_TO_FLOAT32`.
     """
     return torch.mm(left, right, out_dtype=torch.float32)
+
+
+@contextmanager
+def allow_bfloat16_products() -> Iterator[None]:
+    """Let oneDNN multiply float32 matrices, with factors rounded to bfloat16 where that is faster.
+
+    Sums stay in float32. It rounds on processors with AMX; on others it is still faster than the
+    library that torch takes else. The setting is the process's, not the thread's.
+    """
+    before = torch.get_float32_matmul_precision()
+    torch.set_float32_matmul_precision("medium")
+    try:
+        yield
+    finally:
+        torch.set_float32_matmul_precision(before)
+
+
+@cache
+def has_bfloat16_kernels() -> bool:
+    """Whether oneDNN runs bfloat16 on this CPU, and this build of torch has its fused kernels."""
+    if not torch._C._has_mkldnn:
+        return False
+    names = ("_convolution_pointwise", "_convolution_pointwise_", "_reorder_convolution_weight")
+    has_all = all(hasattr(torch.ops.mkldnn, name) for name in names)
+    return has_all and torch.ops.mkldnn._is_mkldnn_bf16_supported()
 
 
 def cpu_capabilities() -> Mapping[str, Any]:

@@ -14,10 +14,11 @@ from torch.nn import functional
 
 from core import errors
 from core.neural import torch_versions
+from core.neural.convolution import FrozenConvolution, mask_where_zero
 from core.neural.device import best_device
+from core.neural.pooling import Pooling, pool, unpool
 from core.style.vgg_layers import WIDTHS, Architecture, convolutions, missing_layer
 
-Pooling = Literal["max", "average", "l2"]
 Color = tuple[float, float, float]  # RGB
 # What the first convolution reads beyond the image: the outermost pixels again, or zeros, the mean
 # color. The paper's network has zeros; they form an edge like any other, which becomes a frame
@@ -37,17 +38,6 @@ _INSTRUCTIONS = {
 # Bytes per pixel of the normalized image: in float32 with and without padding, and in the network's
 # precision.
 _IMAGE_BYTES = 3 * (4 + 4 + 4)
-
-# Factors that give the responses after another pooling the size with which the deeper layers were
-# trained. Measured with the paper's VGG-19 on photos and paintings; torchvision's VGG-16 would need
-# more (docs/benchmarks/style.md).
-POOLING_SCALES: dict[Pooling, float] = {"max": 1.0, "average": 1.4, "l2": 1.3}
-
-# The window of l2 pooling along an axis: binomial, over the two positions of a cell and one more on
-# each side.
-_WINDOW = (1 / 8, 3 / 8, 3 / 8, 1 / 8)
-# In float16, responses are divided by this before they are squared, so that they stay below 65,504.
-_SQUARE_UNIT = 16.0
 
 
 @dataclass(frozen=True)
@@ -168,23 +158,24 @@ class Network:
         self._convolutions = convolutions(architecture)
         # A network without its biases is homogeneous: if input and biases are divided by a number,
         # so is every response.
-        self._parameters = [
-            (
-                self._in_layout(weight.to(self.device, self.dtype)),
+        self._kernels = [
+            FrozenConvolution(
+                weight.to(self.device, self.dtype),
                 (bias / self.response_unit).to(self.device, self.dtype),
+                layout,
             )
             for weight, bias in parameters
-        ]
-        # The gradient of a convolution is a convolution with the flipped kernel, inputs and outputs
-        # exchanged.
-        self._backward_weights = [
-            self._in_layout(weight.flip(2, 3).transpose(0, 1)) for weight, _ in self._parameters
         ]
         exact = torch.promote_types(self.dtype, torch.float32)
         self._mean, self._std = (
             torch.tensor(color, device=self.device, dtype=exact).view(1, 3, 1, 1)
             for color in (takes.mean, [self.response_unit * std for std in takes.std])
         )
+
+    @property
+    def parameters(self) -> list[tuple[Tensor, Tensor]]:
+        """Weight and bias of each convolution, in order, as this network uses them."""
+        return [(kernel.weight, kernel.bias) for kernel in self._kernels]
 
     def check_layers(self, layers: Collection[str]) -> None:
         """Raise BadSpec, with the names of the network's layers, if it lacks one of these."""
@@ -234,25 +225,23 @@ class Network:
             for conv in self._convolutions
             if conv.layer in layers
         )
-        # The responses of the first block, their squares, and these with a margin for pooling.
-        return int(self.dtype.itemsize * (kept + 3 * WIDTHS[0]) + _IMAGE_BYTES)
+        # The last responses of the first block, their squares, and what is pooled from them.
+        return int(self.dtype.itemsize * (kept + 2.25 * WIDTHS[0]) + _IMAGE_BYTES)
 
     def gradient_bytes(self, layers: Collection[str]) -> int:
         """Peak memory of `record` and `gradient`, in bytes per pixel.
 
-        The peak is the larger of two: all responses; or, at the end of the backward pass in the
-        first block, half of them with three gradients and the positions of the maxima.
+        The peak is the larger of two: all responses, before and after the poolings; or, at the end
+        of the backward pass, the two responses of the first block with two gradients (or one with
+        three, in a region), and the positions of the maxima.
         """
         kept = sum(
-            conv.outputs / stride(conv.layer) ** 2
+            (conv.outputs + conv.pooled * conv.inputs) / stride(conv.layer) ** 2
             for conv in self._convolutions
             if conv.layer <= max(layers)
         )
-        first = 5 * WIDTHS[0] if max(layers) > "relu2" else 4 * WIDTHS[0]
+        first = 4 * WIDTHS[0]
         return int(self.dtype.itemsize * max(kept, first) + 8 * WIDTHS[0] / 4 + _IMAGE_BYTES)
-
-    def _in_layout(self, tensor: Tensor) -> Tensor:
-        return tensor.contiguous(memory_format=self.layout)
 
     def features(
         self,
@@ -279,10 +268,9 @@ class Network:
     ) -> "Recording":
         """As `features`, with everything that the backward pass to the image needs."""
         return Recording(
-            self, layers, pooling, edges, dict(self.responses(image, layers, pooling, edges))
+            self, layers, pooling, edges, list(self._forward(image, layers, pooling, edges))
         )
 
-    @torch.no_grad()
     def responses(
         self,
         image: Tensor,
@@ -291,26 +279,44 @@ class Network:
         edges: Edges = "repeat",
     ) -> Iterator[tuple[str, Tensor]]:
         """Yield each layer and its responses (B, C, h, w), up to the deepest of `layers`."""
+        for step in self._forward(image, layers, pooling, edges):
+            yield step.layer, step.responses
+
+    @torch.no_grad()
+    def _forward(
+        self, image: Tensor, layers: Collection[str], pooling: Pooling, edges: Edges
+    ) -> Iterator["_Step"]:
         missing = set(layers) - {convolution.layer for convolution in self._convolutions}
         if missing:
             raise KeyError(min(missing))
         if not layers:
             return
         x = ((image - self._mean) / self._std).to(self.dtype)  # (B, 3, H, W)
-        x = self._in_layout(
-            functional.pad(x, (1, 1, 1, 1), mode="replicate" if edges == "repeat" else "constant")
-        )
-        for convolution, (weight, bias) in zip(self._convolutions, self._parameters, strict=True):
+        x = functional.pad(x, (1, 1, 1, 1), mode="replicate" if edges == "repeat" else "constant")
+        x = x.contiguous(memory_format=self.layout)
+        for convolution, kernel in zip(self._convolutions, self._kernels, strict=True):
+            pooled = None
             if convolution.pooled:
-                x = _pool(x, pooling)
-            padding = 0 if convolution is self._convolutions[0] else 1
-            # In place: the value before the ReLU is never needed again.
-            x = functional.relu_(
-                functional.conv2d(x, weight, bias, padding=padding)
+                x = pooled = pool(x, pooling)
+            x = kernel.respond(
+                x, padding=0 if convolution is self._convolutions[0] else 1
             )  # (B, C, h, w)
-            yield convolution.layer, x
+            yield _Step(convolution.layer, kernel, x, pooled)
             if convolution.layer == max(layers):
                 return
+
+
+@dataclass(frozen=True)
+class _Step:
+    """A layer of a forward pass.
+
+    pooled: what its convolution has read, if a pooling precedes it.
+    """
+
+    layer: str
+    kernel: FrozenConvolution
+    responses: Tensor
+    pooled: Tensor | None
 
 
 class Recording:
@@ -326,115 +332,42 @@ class Recording:
         layers: Collection[str],
         pooling: Pooling,
         edges: Edges,
-        responses: dict[str, Tensor],
+        steps: list[_Step],
     ) -> None:
-        self._network, self._pooling, self._edges, self._responses = (
-            network,
-            pooling,
-            edges,
-            responses,
-        )
-        self.features = {layer: responses[layer] for layer in layers}
+        self._network, self._pooling, self._edges, self._steps = network, pooling, edges, steps
+        self.features = {step.layer: step.responses for step in steps if step.layer in layers}
 
     @torch.no_grad()
-    def gradient(self, cotangent: Callable[[str, Tensor], Tensor]) -> Tensor:
+    def gradient(self, add_cotangent: Callable[[str, Tensor, Tensor], object]) -> Tensor:
         """dL/dimage, (B, 3, H, W), from dL/dresponses of each requested layer.
 
-        cotangent: returns dL/dresponses for a layer's name and responses; called for the deepest
-        layer first. Consumes the recording: call it once. The gradient is 0 where a response is 0
-        (Gatys et al. 2015, eq. 2 and 6).
+        add_cotangent: adds dL/dresponses to a gradient in place, given a layer's name, its
+        responses and that gradient; called for the deepest layer first. Consumes the recording:
+        call it once. The gradient is 0 where a response is 0 (Gatys et al. 2015, eq. 2 and 6).
         """
-        network, g = self._network, None
-        for index in reversed(range(len(self._responses))):
-            layer, responses = self._responses.popitem()
-            if layer in self.features:
-                added = cotangent(layer, self.features.pop(layer))
-                g = added if g is None else g.add_(added)
-            # Takes the layout of the responses; the losses put channels last.
-            g = torch.ops.aten.threshold_backward(g, responses, 0)  # (B, C, h, w)
-            del responses
+        g: Tensor | None = None
+        has_passed_relu = False
+        while self._steps:
+            step = self._steps.pop()
+            if g is None:
+                g = torch.zeros_like(step.responses)  # (B, C, h, w)
+            if step.layer in self.features:
+                add_cotangent(step.layer, self.features.pop(step.layer), g)
+                has_passed_relu = False
+            if not has_passed_relu:
+                mask_where_zero(g, step.responses)
+            kernel, pooled = step.kernel, step.pooled
+            del step
             # The first convolution read one more pixel on each side; `_unpad` adds their gradient
             # to the edge.
-            g = functional.conv2d(g, network._backward_weights[index], padding=1 if index else 2)
-            if network._convolutions[index].pooled:
-                g = _unpool(g, next(reversed(self._responses.values())), self._pooling)
+            g = kernel.gradient(g, padding=1 if self._steps else 2)
+            has_passed_relu = pooled is not None
+            if pooled is not None:
+                g = unpool(g, self._steps[-1].responses, pooled, self._pooling)
         assert g is not None, "a layer is requested"
-        g = g.to(network._mean.dtype)  # (B, 3, H + 2, W + 2)
+        g = g.to(self._network._mean.dtype)  # (B, 3, H + 2, W + 2)
         g = _unpad(g) if self._edges == "repeat" else g[:, :, 1:-1, 1:-1]
-        return g / network._std
-
-
-def _pool(x: Tensor, pooling: Pooling) -> Tensor:
-    if pooling == "max":
-        return functional.max_pool2d(x, 2)
-    if pooling == "average":
-        return functional.avg_pool2d(x, 2).mul_(POOLING_SCALES[pooling])
-    return _l2_pool(x)
-
-
-def _unpool(g: Tensor, x: Tensor, pooling: Pooling) -> Tensor:
-    """dL/dx from dL/dpool(x).
-
-    Computes the positions of the maxima, or the pooled responses, again: storing them costs more.
-    """
-    if pooling == "max":
-        positions = torch.ops.aten.max_pool2d_with_indices(x, [2, 2])[1]
-        return torch.ops.aten.max_pool2d_with_indices_backward(  # type: ignore[no-any-return]
-            g, x, [2, 2], [2, 2], [0, 0], [1, 1], False, positions
-        )
-    if pooling == "average":
-        g = g * POOLING_SCALES[pooling]
-        return torch.ops.aten.avg_pool2d_backward(  # type: ignore[no-any-return]
-            g, x, [2, 2], [2, 2], [0, 0], False, True, None
-        )
-    return _l2_unpool(g, x)
-
-
-def _l2_pool(x: Tensor) -> Tensor:
-    """The root of the weighted mean of the squares in a window, (B, C, h, w) -> (B, C, h/2, w/2).
-
-    The windows overlap, so that a pattern is seen in the same way wherever it lies. The cells of
-    max and average pooling do not: the optimization then finds dots and grids that they do not see.
-    Source: Henaff and Simoncelli 2016, "Geodesics of Learned Representations", section 2.3.
-
-    Beyond the edge the outermost responses repeat.
-    """
-    unit = _SQUARE_UNIT if x.dtype == torch.float16 else 1.0
-    squares = _even_part(x).div(unit).square_() if unit != 1 else _even_part(x).square()
-    squares = functional.pad(squares, (1, 1, 1, 1), mode="replicate")
-    window = torch.tensor(_WINDOW, dtype=x.dtype, device=x.device)
-    windows = torch.outer(window, window).expand(x.shape[1], 1, 4, 4)
-    mean = functional.conv2d(squares, windows, stride=2, groups=x.shape[1])
-    return mean.sqrt_().mul_(unit * POOLING_SCALES["l2"])
-
-
-def _l2_unpool(g: Tensor, x: Tensor) -> Tensor:
-    """dL/dx from dL/dl2_pool(x): x B^T(scale^2 g / l2_pool(x)), with the windowed mean B.
-
-    0 where all responses in a window are 0. B^T is a quarter of bilinear interpolation, whose
-    weights of 3/4 and 1/4 are twice the window's.
-    """
-    if x.dtype == torch.float16:
-        # g / l2_pool(x) can exceed float16, although the product with x does not. A part of the
-        # channels at a time, because float32 takes twice the memory.
-        size = max(1, x.shape[1] // 4)
-        gradient = torch.empty_like(x)
-        for begin in range(0, x.shape[1], size):
-            channels = slice(begin, begin + size)
-            part = _l2_unpool(g[:, channels].float(), x[:, channels].float())
-            gradient[:, channels] = part
-        return gradient
-    pooled = _l2_pool(x)
-    ratio = (g * (POOLING_SCALES["l2"] ** 2 / 4)).div_(pooled.clamp_min(torch.finfo(x.dtype).tiny))
-    ratio.masked_fill_(pooled == 0, 0)
-    spread = functional.interpolate(ratio, scale_factor=2, mode="bilinear")
-    rest = (0, x.shape[3] - spread.shape[3], 0, x.shape[2] - spread.shape[2])
-    return (functional.pad(spread, rest) if any(rest) else spread).mul_(x)
-
-
-def _even_part(x: Tensor) -> Tensor:
-    """The responses without the last row and column of an odd side, which no pooling reads."""
-    return x[..., : x.shape[2] // 2 * 2, : x.shape[3] // 2 * 2]
+        return g / self._network._std
 
 
 def _unpad(g: Tensor) -> Tensor:

@@ -9,12 +9,14 @@ responses). The ReLU stops the gradient where a response is 0; `vgg.Recording` d
 network and no optimizer.
 """
 
+from contextlib import nullcontext
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from core.neural import torch_versions
+from core.neural.convolution import add_product, can_fuse
 
 # Added to every variance, so that its root has a gradient; and the least squared distance that
 # divides.
@@ -26,8 +28,8 @@ _MIN_DISTANCE = 1e-12
 # tenth of the size is exact enough).
 _TARGET_SHARE = 0.01
 
-# Positions converted to float32 at once: few enough to stay in a processor's cache.
-_CHUNK = 4096
+# Positions converted to float32 at once: few enough to stay in a cache, and enough for two threads.
+_CHUNK = 8192
 
 
 def at_least_float32(tensor: Tensor) -> Tensor:
@@ -72,29 +74,35 @@ def sum_statistics(responses: Tensor, guide: Tensor | None = None) -> Statistics
     guide: T, (h, w) in [0, 1]. Each position then counts T^2 times: (F T)(F T)^T. Source: Gatys et
     al. 2017, "Controlling Perceptual Factors in Neural Style Transfer", eq. 8.
     """
-    rows = responses[0].permute(1, 2, 0).flatten(0, 1)  # (M, N): channels are last in memory
+    rows = responses[0].permute(1, 2, 0)  # (h, w, N): channels are last in memory
+    height, width, filters = rows.shape
     factors = None
     if guide is not None:
-        factors = at_least_float32(guide).flatten().unsqueeze(1)  # (M, 1)
+        factors = at_least_float32(guide).unsqueeze(2)  # (h, w, 1)
     is_half = rows.dtype in (torch.float16, torch.bfloat16)
     is_fast = rows.device.type == "cuda" and is_half and torch_versions.HAS_MM_TO_FLOAT32
     if factors is None and is_fast:  # the tensor cores sum in float32
+        flat = rows.flatten(0, 1)
         return Statistics(
-            torch_versions.mm_to_float32(rows.T, rows), rows.sum(0, dtype=torch.float32)
+            torch_versions.mm_to_float32(flat.T, flat), flat.sum(0, dtype=torch.float32)
         )
-    filters = rows.shape[1]
     total = Statistics(
         at_least_float32(rows.new_zeros(filters, filters)),
         at_least_float32(rows.new_zeros(filters)),
     )
-    for begin in range(0, len(rows), _CHUNK):
-        part = at_least_float32(rows[begin : begin + _CHUNK])  # (chunk, N)
-        if factors is None:
-            mean = part.sum(0)
-        else:
-            part = part * factors[begin : begin + _CHUNK]
-            mean = factors[begin : begin + _CHUNK, 0] @ part
-        total = Statistics(total.gram.addmm_(part.T, part), total.mean.add_(mean))
+    # Only numbers that are bfloat16 already: rounding does not change them.
+    is_exact = rows.dtype == torch.bfloat16 and factors is None
+    step = max(1, _CHUNK // max(1, width))  # a tile may own no position
+    with torch_versions.allow_bfloat16_products() if is_exact else nullcontext():
+        for begin in range(0, height, step):
+            part = at_least_float32(rows[begin : begin + step]).flatten(0, 1)  # (chunk, N)
+            if factors is None:
+                mean = part.sum(0)
+            else:
+                chunk = factors[begin : begin + step].flatten(0, 1)  # (chunk, 1)
+                part = part * chunk
+                mean = chunk[:, 0] @ part
+            total = Statistics(total.gram.addmm_(part.T, part), total.mean.add_(mean))
     return total
 
 
@@ -127,15 +135,11 @@ class PaperStyle:
         self._target = target.gram
         self._weight = weight / (4 * len(target.gram) ** 2)
 
-    def loss(self, statistics: Statistics) -> Tensor:
-        """The weighted term, a scalar."""
-        return self._weight * (statistics.gram - self._target).square().sum()
-
-    def gradient(self, statistics: Statistics) -> Statistics:
-        """dE/dG, (N, N) and symmetric, and dE/dmean, (N,)."""
-        return Statistics(
-            2 * self._weight * (statistics.gram - self._target), torch.zeros_like(statistics.mean)
-        )
+    def evaluate(self, statistics: Statistics) -> tuple[Tensor, Statistics]:
+        """The weighted term, a scalar; dE/dG, (N, N) and symmetric, and dE/dmean, (N,)."""
+        away = statistics.gram - self._target
+        gradient = Statistics(away * (2 * self._weight), torch.zeros_like(statistics.mean))
+        return self._weight * _sum_squares(away), gradient
 
 
 class RelativeStyle:
@@ -149,39 +153,40 @@ class RelativeStyle:
     """
 
     def __init__(self, target: Statistics, start: Statistics, weight: Tensor | float) -> None:
-        self._target = target
+        self._targets = _components(target)
         # The sizes of means and deviations are both the energy, the sum of their squares. One of
         # the two can be almost 0 by itself: the deviations of a one-color painting would otherwise
         # forbid every step.
         energy = target.gram.diagonal().sum()
-        sizes = (target.gram.square().sum(), energy, energy)
+        sizes = (_sum_squares(target.gram), energy, energy)
         self._weights = [
-            weight / 3 / ((at - to).square().sum() + _TARGET_SHARE * size).clamp_min(_MIN_DISTANCE)
-            for at, to, size in zip(_components(start), _components(target), sizes, strict=True)
+            weight / 3 / (_sum_squares(at - to) + _TARGET_SHARE * size).clamp_min(_MIN_DISTANCE)
+            for at, to, size in zip(_components(start), self._targets, sizes, strict=True)
         ]
 
-    def loss(self, statistics: Statistics) -> Tensor:
-        """The weighted term, a scalar."""
-        terms = zip(self._weights, _components(statistics), _components(self._target), strict=True)
-        return sum(
-            (weight * (at - to).square().sum() for weight, at, to in terms),
-            start=statistics.mean.new_zeros(()),
-        )
-
-    def gradient(self, statistics: Statistics) -> Statistics:
-        """dE/dG, (N, N) and symmetric, and dE/dmean, (N,).
+    def evaluate(self, statistics: Statistics) -> tuple[Tensor, Statistics]:
+        """The weighted term, a scalar; dE/dG, (N, N) and symmetric, and dE/dmean, (N,).
 
         The deviation sqrt(diag G - mean^2) depends on both, so its part goes to both by the chain
         rule.
         """
-        terms = zip(self._weights, _components(statistics), _components(self._target), strict=True)
-        gram, mean, deviation = (2 * weight * (at - to) for weight, at, to in terms)
-        by_deviation = deviation / statistics.deviation  # (N,)
-        return Statistics(gram + (by_deviation / 2).diag(), mean - by_deviation * statistics.mean)
+        found = _components(statistics)
+        away = [at - to for at, to in zip(found, self._targets, strict=True)]
+        terms = [w * _sum_squares(d) for w, d in zip(self._weights, away, strict=True)]
+        gram, mean, deviation = (d * (2 * w) for w, d in zip(self._weights, away, strict=True))
+        by_deviation = deviation / found[2]  # (N,)
+        gram.diagonal().add_(by_deviation / 2)
+        return sum(terms[1:], terms[0]), Statistics(gram, mean - by_deviation * statistics.mean)
 
 
 def _components(statistics: Statistics) -> tuple[Tensor, Tensor, Tensor]:
     return statistics.gram, statistics.mean, statistics.deviation
+
+
+def _sum_squares(tensor: Tensor) -> Tensor:
+    """The sum of the squares, a scalar, in one pass."""
+    flat = tensor.flatten()
+    return flat.dot(flat)
 
 
 def style_gradient(
@@ -206,6 +211,28 @@ def style_gradient(
     if guide is not None:
         gradient = gradient * guide.square().to(rows.dtype).unsqueeze(2)
     return gradient.permute(2, 0, 1).unsqueeze(0)
+
+
+def add_style_gradient(
+    gradient: Tensor,
+    responses: Tensor,
+    part: tuple[slice, slice],
+    by_statistics: Statistics,
+    guide: Tensor | None = None,
+) -> None:
+    """Add dE/dF at the positions of a part to a gradient in place; both (1, N, h, w).
+
+    part: rows and columns. by_statistics, guide: as for `style_gradient`.
+    """
+    rows, columns = part
+    total, read = gradient[:, :, rows], responses[:, :, rows]
+    if guide is None and can_fuse(total) and can_fuse(read):
+        by_gram, by_mean = (
+            part.to(read.dtype) for part in (by_statistics.gram, by_statistics.mean)
+        )
+        add_product(total, read, by_gram.mul_(2), by_mean, columns)
+    else:
+        total[..., columns].add_(style_gradient(read[..., columns], by_statistics, guide))
 
 
 def tv_loss(image: Tensor, *, seamless: bool = False) -> Tensor:

@@ -28,6 +28,7 @@ from core.neural.vgg import Network, Recording, stride
 from core.style.spec import Layer, StyleSpec
 
 Style = dict[str, Statistics]  # by layer; means, not sums
+_StyleTerm = tuple[Tensor, Statistics]  # E, and dE/dG with dE/dmean
 
 # The content loss is relative to the photo's responses, or to this share of the painting's if that
 # is more. A photo of a plain wall has hardly any, and would forbid every stroke.
@@ -236,7 +237,8 @@ class Objective:
 
     def __call__(self, image: Tensor) -> Losses:
         """The losses of an image (1, 3, H, W), which has a margin."""
-        return self._weighted_losses(image, self._measure(partial(self._features, image)))
+        measurement = self._measure(partial(self._features, image))
+        return self._weighted_losses(image, measurement.content, self._evaluate_style(measurement))
 
     @torch.no_grad()
     def value_and_gradient(self, image: Tensor) -> tuple[Losses, Tensor]:
@@ -248,18 +250,22 @@ class Objective:
         else:
             measurement = self._measure(partial(self._features, image))
             record = partial(self._record, image=image)
-        by_style = self._style_gradients(measurement)
+        terms = self._evaluate_style(measurement)
+        by_style = self._style_gradients(terms)
         scale = self._loss_scale(by_style)
+        if scale is not None:
+            by_style = [{layer: by * scale for layer, by in style.items()} for style in by_style]
         gradient = torch.zeros_like(image)
         for index, tile in enumerate(self._tiles):
             tile.scatter_add(gradient, self._tile_gradient(index, record, by_style, scale))
-        gradient /= scale
+        if scale is not None:
+            gradient /= scale
         if self._spec.tv_weight:
             self.margin.cut(gradient).add_(
                 losses.tv_gradient(self.margin.cut(image), seamless=self._spec.seamless),
                 alpha=self._spec.tv_weight,
             )
-        return self._weighted_losses(image, measurement), gradient
+        return self._weighted_losses(image, measurement.content, terms), gradient
 
     # -------------------------------------------------- first pass: sums over the picture
 
@@ -304,13 +310,23 @@ class Objective:
                     guide = _guide_part(tile, guides[layer], layer)
                     _add(style, layer, losses.sum_statistics(owned, guide))
 
-    def _weighted_losses(self, image: Tensor, measurement: _Measurement) -> Losses:
+    def _evaluate_style(self, measurement: _Measurement) -> list[dict[str, _StyleTerm]]:
+        """By region and layer: the weighted term, dE/dG and dE/dmean."""
+        return [
+            {layer: term.evaluate(statistics[layer]) for layer, term in terms.items()}
+            for terms, statistics in zip(self._terms, measurement.styles, strict=True)
+        ]
+
+    def _weighted_losses(
+        self, image: Tensor, by_layer: Mapping[str, Tensor], terms: list[dict[str, _StyleTerm]]
+    ) -> Losses:
+        """by_layer: 1/2 sum (F - P)^2."""
         content = style = tv = image.new_zeros(())
-        for layer, loss in measurement.content.items():
+        for layer, loss in by_layer.items():
             content = content + self._alphas[layer] * loss
-        for terms, statistics in zip(self._terms, measurement.styles, strict=True):
-            for layer, term in terms.items():
-                style = style + term.loss(statistics[layer])
+        for layers in terms:
+            for loss, _ in layers.values():
+                style = style + loss
         if self._spec.tv_weight:
             picture = self.margin.cut(image)
             tv = self._spec.tv_weight * losses.tv_loss(picture, seamless=self._spec.seamless)
@@ -321,26 +337,21 @@ class Objective:
     def _record(self, tile: Tile, image: Tensor) -> Recording:
         return self._network.record(tile.crop(image), self._layers, self._pooling, self._edges)
 
-    def _style_gradients(self, measurement: _Measurement) -> list[Style]:
+    def _style_gradients(self, terms: list[dict[str, _StyleTerm]]) -> list[Style]:
         """By region and layer: dL/dG and dL/dmean, divided by M or sum T^2."""
         return [
-            {
-                layer: term.gradient(statistics[layer]) * (1 / areas[layer])
-                for layer, term in terms.items()
-            }
-            for terms, statistics, areas in zip(
-                self._terms, measurement.styles, self._areas, strict=True
-            )
+            {layer: by * (1 / areas[layer]) for layer, (_, by) in layers.items()}
+            for layers, areas in zip(terms, self._areas, strict=True)
         ]
 
-    def _loss_scale(self, by_style: list[Style]) -> Tensor | float:
+    def _loss_scale(self, by_style: list[Style]) -> Tensor | None:
         """The factor of the backward pass in float16, where a number below 6e-8 becomes 0.
 
-        It is 1 in other precisions. The backward pass is linear, so the gradient is divided by the
+        None in other precisions. The backward pass is linear, so the gradient is divided by the
         same factor at the end.
         """
         if self._network.dtype != torch.float16:
-            return 1.0
+            return None
         sizes = [by.gram.abs().sum(0).max() for style in by_style for by in style.values()]
         sizes += list(self._alphas.values())
         return 1 / torch.stack(sizes).max().clamp_min(1e-30)
@@ -350,46 +361,42 @@ class Objective:
         index: int,
         record: Callable[[Tile], Recording],
         by_style: list[Style],
-        scale: Tensor | float,
+        scale: Tensor | None,
     ) -> Tensor:
         """dL/dpixels times the loss scale, for the pixels that the tile reads."""
         tile = self._tiles[index]
         targets = self._targets_of(index)  # before the recording, which takes the most memory
-        return record(tile).gradient(partial(self._cotangent, tile, targets, by_style, scale=scale))
+        return record(tile).gradient(
+            partial(self._add_cotangent, tile, targets, by_style=by_style, scale=scale)
+        )
 
-    def _cotangent(
+    def _add_cotangent(
         self,
         tile: Tile,
         targets: dict[str, Tensor],
-        by_style: list[Style],
         layer: str,
         responses: Tensor,
+        gradient: Tensor,
         *,
-        scale: Tensor | float,
-    ) -> Tensor:
-        """dL/dresponses times the loss scale, (1, N, h, w).
+        by_style: list[Style],
+        scale: Tensor | None,
+    ) -> None:
+        """Add dL/dresponses times the loss scale to a gradient (1, N, h, w) in place.
 
         It is 0 at the positions that the tile does not own. Takes the layer's target out of
         `targets`, because the first block, which comes last, needs the memory.
         """
-        owned = tile.owned_part(responses, stride(layer))
-        total: Tensor | None = None
+        part = tile.owned_slices(responses, stride(layer))
         for style, guides in zip(by_style, self._guides, strict=True):
             if layer in style:
-                part = losses.style_gradient(
-                    owned, style[layer] * scale, _guide_part(tile, guides[layer], layer)
-                )
-                total = part if total is None else total.add_(part)
+                guide = _guide_part(tile, guides[layer], layer)
+                losses.add_style_gradient(gradient, responses, part, style[layer], guide)
         if layer in targets:
-            part = losses.content_gradient(owned, targets.pop(layer))
-            part.mul_(self._alphas[layer] * scale)
-            total = part if total is None else total.add_(part)
-        assert total is not None, "each layer serves style or content"
-        if total.shape == responses.shape:
-            return total
-        cotangent = torch.zeros_like(responses)
-        tile.owned_part(cotangent, stride(layer)).copy_(total)
-        return cotangent
+            owned = tile.owned_part(responses, stride(layer))
+            added = losses.content_gradient(owned, targets.pop(layer))
+            alpha = self._alphas[layer]
+            added.mul_(alpha if scale is None else alpha * scale)
+            tile.owned_part(gradient, stride(layer)).add_(added)
 
     # -------------------------------------------------- targets and weights
 

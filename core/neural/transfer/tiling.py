@@ -85,12 +85,15 @@ class Tile:
         rows.index_add_(3, self.across.pixels(part.device), part)
         whole.index_add_(2, self.down.pixels(part.device), rows)
 
+    def owned_slices(self, responses: Tensor, stride: int) -> tuple[slice, slice]:
+        """The rows and the columns of the owned positions in the tile's responses (1, N, h, w)."""
+        height, width = responses.shape[2:]
+        return self.down.owned_slice(stride, height), self.across.owned_slice(stride, width)
+
     def owned_part(self, responses: Tensor, stride: int) -> Tensor:
         """A view of the tile's responses (1, N, h, w) at the owned positions."""
-        height, width = responses.shape[2:]
-        return responses[
-            :, :, self.down.owned_slice(stride, height), self.across.owned_slice(stride, width)
-        ]
+        rows, columns = self.owned_slices(responses, stride)
+        return responses[:, :, rows, columns]
 
     def part_of(self, layer: Tensor, stride: int) -> Tensor:
         """A view of the owned positions in a layer of the whole picture, (..., h, w)."""

@@ -1,5 +1,6 @@
 """What differs between the two sets of torch, without a card."""
 
+import contextlib
 import re
 from pathlib import Path
 
@@ -71,3 +72,13 @@ def test_the_processors_instructions_are_found_without_torchs_function(
 
 def test_the_allocator_accepts_settings() -> None:
     torch_versions.set_allocator_settings("expandable_segments:False")
+
+
+def test_products_in_bfloat16_end_with_their_block() -> None:
+    """All other products of the process, such as the optimizer's, stay in float32."""
+    before = torch.get_float32_matmul_precision()
+    with contextlib.suppress(ValueError), torch_versions.allow_bfloat16_products():
+        assert torch.get_float32_matmul_precision() == "medium"
+        raise ValueError
+
+    assert torch.get_float32_matmul_precision() == before == "highest"

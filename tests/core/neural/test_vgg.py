@@ -8,10 +8,11 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
-from core.neural import torch_versions, vgg
+from core.neural import torch_versions
+from core.neural.pooling import POOLING_SCALES, pool, unpool
 from core.neural.transfer import pixels
 from core.neural.transfer.objective import Objective, Region, measure_style
-from core.neural.vgg import MEAN, POOLING_SCALES, STD, Network, formats
+from core.neural.vgg import MEAN, STD, Network, formats
 from core.neural.weights.cache import random_parameters
 from core.neural.weights.torchvision_registry import vgg19_source
 from core.style.spec import StyleSpec
@@ -215,10 +216,7 @@ def test_both_layouts_give_the_same_features_and_gradient(
         )
         recording = network.record(image, layers, pooling)
         features = dict(recording.features)
-        # As the losses make it: channels last.
-        return features, recording.gradient(
-            lambda _, responses: responses.contiguous(memory_format=torch.channels_last).clone()
-        )
+        return features, recording.gradient(lambda _, responses, total: total.add_(responses))
 
     features, gradient = run(layout=layout)
     expected_features, expected = run()
@@ -248,7 +246,7 @@ def test_the_layout_stays_through_a_backward_pass(monkeypatch: pytest.MonkeyPatc
 
     monkeypatch.setattr(torch.nn.functional, "conv2d", convolve)
     recording = network.record(_image(), ["relu2_1", "relu3_1"])
-    recording.gradient(lambda _, responses: responses.contiguous(memory_format=torch.channels_last))
+    recording.gradient(lambda _, responses, total: total.add_(responses))
 
     assert len(seen) == 10
     assert all(seen)
@@ -286,8 +284,8 @@ def test_the_gradient_of_l2_pooling_is_finite_where_float16_cannot_hold_the_quot
     x = torch.full((1, 8, 8, 8), 0.02)
     x[..., ::3] = 0
     g = torch.full((1, 8, 4, 4), 20000.0)
-    expected = vgg._unpool(g, x, "l2")
-    actual = vgg._unpool(g.half(), x.half(), "l2")
+    expected = unpool(g.clone(), x, pool(x, "l2"), "l2")
+    actual = unpool(g.half(), x.half(), pool(x.half(), "l2"), "l2")
 
     assert float(g.max() / x[x > 0].min()) > 65504
     assert actual.dtype == torch.float16

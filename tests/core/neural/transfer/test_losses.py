@@ -4,6 +4,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from core.neural import torch_versions
 from core.neural.transfer import losses
 from core.neural.transfer.losses import (
     PaperStyle,
@@ -62,6 +63,28 @@ def test_the_gram_matrix_of_bfloat16_features_is_summed_in_float32() -> None:
     """A sum of ones stops at 256 in bfloat16; here it is over 4,096."""
     assert gram(torch.ones(1, 2, 64, 65, dtype=torch.bfloat16)).dtype == torch.float32
     assert torch.equal(gram(torch.ones(1, 2, 64, 65, dtype=torch.bfloat16)), torch.ones(2, 2))
+
+
+@pytest.mark.parametrize("guided", [False, True])
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
+def test_the_gram_matrix_is_as_exact_as_float32(
+    monkeypatch: pytest.MonkeyPatch, dtype: torch.dtype, guided: bool
+) -> None:
+    """Factors that bfloat16 would change are not rounded, on processors that round them (AMX)."""
+    features = (_rand(1, 64, 100, 100) * 3).to(dtype)
+    guide = _rand(100, 100, seed=1).float() if guided else None
+    flat = features[0].flatten(1).double()
+    if guide is not None:
+        flat = flat * guide.flatten().double()
+    expected = flat @ flat.T
+    allowed, stock = list[None](), torch_versions.allow_bfloat16_products
+    monkeypatch.setattr(
+        torch_versions, "allow_bfloat16_products", lambda: allowed.append(None) or stock()
+    )
+    error = (sum_statistics(features, guide).gram - expected).norm() / expected.norm()
+
+    assert float(error) < 1e-6
+    assert bool(allowed) == (dtype == torch.bfloat16 and not guided)
 
 
 def test_sums_over_two_halves_add_up_to_the_sums_over_the_whole() -> None:
@@ -129,14 +152,14 @@ def test_the_style_loss_equals_the_papers_formula() -> None:
     features = torch.tensor([1.0, 2.0]).view(1, 1, 1, 2)
     term = PaperStyle(Statistics(torch.tensor([[1 / 2]]), torch.zeros(1)), 1.0)
 
-    assert float(term.loss(_means(features))) == 1
+    assert float(term.evaluate(_means(features))[0]) == 1
 
 
 def test_the_style_gradient_equals_the_papers_closed_form() -> None:
     """dE/dF = 1 / (N^2 M^2) ((F)^T (G - A))^T: Gatys et al. 2015, eq. 6."""
     features, other = _rand(1, 6, 5, 4, seed=1), _rand(1, 6, 5, 4, seed=2)
     term = PaperStyle(_means(other), 1.0)
-    gradient = losses.style_gradient(features, term.gradient(_means(features)) * (1 / 20))
+    gradient = losses.style_gradient(features, term.evaluate(_means(features))[1] * (1 / 20))
 
     flat, raw_a = features[0].flatten(1), other[0].flatten(1) @ other[0].flatten(1).T
     closed = (flat.T @ (flat @ flat.T - raw_a)).T / (6**2 * 20**2)
@@ -167,13 +190,40 @@ def test_every_style_gradient_equals_autograds(kind: type, guided: bool) -> None
     mass = float(guide.square().sum()) if guide is not None else 20.0
 
     leaf = features.clone().requires_grad_()
-    term.loss(sum_statistics(leaf, guide) * (1 / mass)).backward()
-    actual = losses.style_gradient(
-        features, term.gradient(sum_statistics(features, guide) * (1 / mass)) * (1 / mass), guide
-    )
+    loss, _ = term.evaluate(sum_statistics(leaf, guide) * (1 / mass))
+    loss.backward()
+    _, by_statistics = term.evaluate(sum_statistics(features, guide) * (1 / mass))
+    actual = losses.style_gradient(features, by_statistics * (1 / mass), guide)
 
     assert leaf.grad is not None
     assert torch.allclose(actual, leaf.grad, rtol=1e-9, atol=1e-15)
+
+
+@pytest.mark.parametrize("guided", [False, True])
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float64])
+def test_a_style_gradient_is_added_in_its_part(dtype: torch.dtype, guided: bool) -> None:
+    """bfloat16 takes the fused kernels where there are such; a guide does not."""
+    features, before = (
+        _rand(1, 32, 12, 16, seed=seed).to(dtype).contiguous(memory_format=torch.channels_last)
+        for seed in (1, 2)
+    )
+    gram = _rand(32, 32, seed=3).float()
+    by = Statistics(gram + gram.T, _rand(32, seed=4).float())
+    guide = _rand(8, 9, seed=5).float() if guided else None
+    part = (slice(2, 10), slice(4, 13))
+    expected = before.double().clone()
+    expected[:, :, 2:10, 4:13] += losses.style_gradient(
+        features[:, :, 2:10, 4:13].double(), by, None if guide is None else guide.double()
+    )
+    total = before.clone()
+    losses.add_style_gradient(total, features, part, by, guide)
+
+    is_part = torch.zeros(12, 16, dtype=torch.bool)
+    is_part[part] = True
+    assert torch.equal(total[..., ~is_part], before[..., ~is_part])
+    assert float((total - expected).norm() / expected.norm()) < (
+        1e-2 if dtype == torch.bfloat16 else 1e-6
+    )
 
 
 def test_the_relative_style_loss_is_zero_at_the_painting_and_one_at_the_photo() -> None:
@@ -185,8 +235,8 @@ def test_the_relative_style_loss_is_zero_at_the_painting_and_one_at_the_photo() 
         )
         term = RelativeStyle(painting, photo, 1.0)
 
-        assert float(term.loss(painting)) == 0
-        assert float(term.loss(photo)) == pytest.approx(1, rel=0.1)
+        assert float(term.evaluate(painting)[0]) == 0
+        assert float(term.evaluate(photo)[0]) == pytest.approx(1, rel=0.1)
 
 
 def test_the_relative_style_loss_of_a_photo_in_its_own_style_is_finite() -> None:
@@ -194,13 +244,13 @@ def test_the_relative_style_loss_of_a_photo_in_its_own_style_is_finite() -> None
     same, other = _means(_rand(1, 6, 5, 4)), _means(_rand(1, 6, 5, 4, seed=1))
     term = RelativeStyle(same, same, 1.0)
 
-    assert float(term.loss(same)) == 0
-    assert torch.isfinite(term.gradient(other).gram).all()
+    assert float(term.evaluate(same)[0]) == 0
+    assert torch.isfinite(term.evaluate(other)[1].gram).all()
 
 
 def test_the_gradient_is_zero_if_photo_and_painting_have_no_responses() -> None:
     nothing = _means(torch.zeros(1, 4, 3, 3))
-    gradient = RelativeStyle(nothing, nothing, 1.0).gradient(nothing)
+    gradient = RelativeStyle(nothing, nothing, 1.0).evaluate(nothing)[1]
 
     assert float(gradient.gram.abs().max()) == float(gradient.mean.abs().max()) == 0
 
@@ -209,6 +259,6 @@ def test_responses_without_variance_give_finite_gradients() -> None:
     """As of one-color pictures, also with a Gram matrix of 0."""
     for flat in (torch.zeros(1, 4, 3, 3), torch.full((1, 4, 3, 3), 2.0)):
         term = RelativeStyle(_means(flat), _means(_rand(1, 4, 3, 3).float()), 1.0)
-        gradient = term.gradient(_means(flat * 0))
+        gradient = term.evaluate(_means(flat * 0))[1]
         assert torch.isfinite(gradient.gram).all()
         assert torch.isfinite(gradient.mean).all()

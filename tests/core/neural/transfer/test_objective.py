@@ -8,6 +8,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from core.neural import torch_versions
+from core.neural.pooling import POOLING_SCALES
 from core.neural.transfer import losses
 from core.neural.transfer.losses import Statistics
 from core.neural.transfer.margin import Margin
@@ -18,7 +20,7 @@ from core.neural.transfer.objective import (
     measure_style,
     mix_styles,
 )
-from core.neural.vgg import POOLING_SCALES, Network, stride
+from core.neural.vgg import Network, stride
 from core.neural.weights.cache import WeightsCache
 from core.neural.weights.parameters import CAFFE
 from core.style.spec import StyleSpec, parse_spec
@@ -146,7 +148,7 @@ def _features(
     found, paper = {}, spec.objective == "gatys"
     x = (image - network._mean) / network._std
     x = functional.pad(x, (1, 1, 1, 1), mode="constant" if paper else "replicate")
-    for row, (weight, bias) in zip(network._convolutions, network._parameters, strict=True):
+    for row, (weight, bias) in zip(network._convolutions, network.parameters, strict=True):
         if row.pooled:
             pool = {"max": functional.max_pool2d, "average": functional.avg_pool2d, "l2": _l2}
             x = pool[spec.pooling](x, 2) * POOLING_SCALES[spec.pooling]
@@ -303,10 +305,46 @@ def test_a_painting_has_the_same_style_in_tiles(double: Network) -> None:
         assert torch.allclose(statistics.mean, tiled[layer].mean, rtol=1e-10)
 
 
+@pytest.mark.skipif(
+    not torch_versions.has_bfloat16_kernels(), reason="oneDNN has no bfloat16 on this CPU"
+)
+@pytest.mark.parametrize(
+    ("pooling", "tile_px"), [("l2", None), ("max", None), ("average", None), ("l2", 64)]
+)
+def test_the_fused_kernels_give_the_losses_and_the_gradient_of_plain_operations(
+    vgg19: Network, monkeypatch: pytest.MonkeyPatch, pooling: str, tile_px: int | None
+) -> None:
+    spec = parse_spec({"pooling": pooling}).for_pictures()
+    photo, image = _rand(1, 3, 64, 90, seed=1).float(), _image(spec, 64, 90).float()
+    painting = _rand(1, 3, 64, 48, seed=2).float() ** 2
+
+    def evaluate(dtype: torch.dtype) -> tuple[float, Tensor]:
+        network = Network(
+            "vgg19", vgg19.parameters, name="", sha256="", device="cpu", dtype=dtype, takes=CAFFE
+        )
+        region = Region(measure_style(network, painting, spec))
+        objective = Objective(network, spec, photo, [region], tile_px)
+        losses, gradient = objective.value_and_gradient(image)
+        return float(losses.total), gradient
+
+    (loss, fused), (exact_loss, exact) = evaluate(torch.bfloat16), evaluate(torch.float32)
+    monkeypatch.setattr(torch_versions, "has_bfloat16_kernels", lambda: False)
+    plain_loss, plain = evaluate(torch.bfloat16)
+    fused_error, plain_error = (
+        float((gradient - exact).norm() / exact.norm()) for gradient in (fused, plain)
+    )
+
+    assert not torch.equal(fused, plain)
+    assert loss == pytest.approx(plain_loss, rel=1e-3)
+    assert loss == pytest.approx(exact_loss, rel=1e-2)
+    assert fused_error < 0.1
+    assert fused_error < 1.2 * plain_error
+
+
 @pytest.mark.parametrize("factor", [0.1, 100.0])
 def test_the_scale_of_a_networks_responses_does_not_matter(vgg19: Network, factor: float) -> None:
     """Responses of Caffe's networks are about sixty times torchvision's; every term is relative."""
-    (weight, bias), *others = vgg19._parameters
+    (weight, bias), *others = vgg19.parameters
     scaled = [
         (weight * factor, bias * factor),
         *((weight, bias * factor) for weight, bias in others),

@@ -8,6 +8,7 @@ import pytest
 import torch
 from PIL import Image, ImageChops
 
+from core.neural.convolution import FrozenConvolution
 from core.neural.transfer import pixels
 from core.neural.transfer.inputs import StyleInputs
 from core.neural.transfer.objective import measure_style
@@ -333,13 +334,16 @@ class _Jumping(Network):
 
     def __init__(self, network: Network) -> None:
         self.__dict__.update(network.__dict__)
-        self._whole, self._evaluations = network._parameters, 0
+        self._whole, self._evaluations = network._kernels, 0
 
     @property
-    def _parameters(self) -> Any:
+    def _kernels(self) -> Any:
         self._evaluations += 1
         factor = 30 if self._evaluations > 3 and self._evaluations % 3 == 0 else 1
-        return [(weight * factor, bias) for weight, bias in self._whole]
+        return [
+            FrozenConvolution(kernel.weight * factor, kernel.bias, self.layout)
+            for kernel in self._whole
+        ]
 
 
 @pytest.mark.parametrize("optimizer", ["lbfgs", "adam"])

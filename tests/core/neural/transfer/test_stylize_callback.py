@@ -6,6 +6,7 @@ import pytest
 from PIL import Image, ImageStat
 
 from core import errors
+from core.neural.convolution import FrozenConvolution
 from core.neural.transfer import pixels
 from core.neural.transfer.inputs import StyleInputs
 from core.neural.transfer.stylize import (
@@ -68,16 +69,17 @@ class _Broken(Network):
 
     def __init__(self, network: Network, after: int = 0) -> None:
         self.__dict__.update(network.__dict__)
-        self._whole, self._evaluations_left = network._parameters, after
+        self._whole, self._evaluations_left = network._kernels, after
 
     @property
-    def _parameters(self) -> Any:
+    def _kernels(self) -> Any:
         self._evaluations_left -= 1
-        return (
-            self._whole
-            if self._evaluations_left >= 0
-            else [(weight * 1e30, bias) for weight, bias in self._whole]
-        )
+        if self._evaluations_left >= 0:
+            return self._whole
+        return [
+            FrozenConvolution(kernel.weight * 1e30, kernel.bias, self.layout)
+            for kernel in self._whole
+        ]
 
 
 @pytest.mark.parametrize("optimizer", ["lbfgs", "adam"])

@@ -38,7 +38,7 @@ def cache(tmp_path: Path) -> WeightsCache:
 
 def test_the_downloaded_vgg19_is_the_papers(vgg19: Network, weights: WeightsCache) -> None:
     """The first kernel of blue, which is the last color here and the first one in Caffe."""
-    kernel = vgg19._parameters[0][0][0, 2].flatten()
+    kernel = vgg19.parameters[0][0][0, 2].flatten()
     tables = [len(weight.unique()) for weight, _ in weights.load_parameters("vgg19")[0].pairs]
 
     assert vgg19.sha256 == PINNED["vgg19"]

@@ -9,8 +9,9 @@ from PIL import Image
 from torch import Tensor
 
 from core import errors
+from core.neural.pooling import Pooling
 from core.neural.transfer import pixels
-from core.neural.vgg import Network, Pooling
+from core.neural.vgg import Network
 from core.neural.weights import normalization
 from core.neural.weights.cache import WeightsCache, random_parameters
 from core.neural.weights.normalization import ActivationMeans
