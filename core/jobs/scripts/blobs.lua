@@ -82,6 +82,9 @@ local function drop_pending(p, id)
       set_size(p .. 'pending_sizes:' .. owner, digests[i], 0)
     end
   end
+  if redis.call('EXISTS', p .. 'pending:' .. owner) == 0 then
+    redis.call('DEL', p .. 'pending_sizes:' .. owner) -- the sum
+  end
 end
 
 -- The bytes that these submissions would add to the owner's pending pictures.

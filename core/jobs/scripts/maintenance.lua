@@ -67,7 +67,7 @@ operation('move_upload_sizes', function(p, owner)
   for i = 1, #rows, 2 do
     redis.call('HDEL', old, rows[i])
     if redis.call('ZSCORE', uploads, rows[i]) then
-      set_upload_size(p, owner, rows[i], tonumber(rows[i + 1]) or 0)
+      set_size(p .. 'upload_sizes:' .. owner, rows[i], tonumber(rows[i + 1]) or 0)
     end
   end
   local left_ms = redis.call('PTTL', uploads)
