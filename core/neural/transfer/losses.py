@@ -91,7 +91,8 @@ def sum_statistics(responses: Tensor, guide: Tensor | None = None) -> Statistics
         at_least_float32(rows.new_zeros(filters)),
     )
     # Only numbers that are bfloat16 already: rounding does not change them.
-    is_exact = rows.dtype == torch.bfloat16 and factors is None
+    is_bfloat16 = rows.device.type == "cpu" and rows.dtype == torch.bfloat16
+    is_exact = is_bfloat16 and factors is None
     step = max(1, _CHUNK // max(1, width))  # a tile may own no position
     with torch_versions.allow_bfloat16_products() if is_exact else nullcontext():
         for begin in range(0, height, step):
