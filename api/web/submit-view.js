@@ -1,6 +1,6 @@
 // The editor: a photo, styles, parameters, and a button that submits the job.
 
-import { getJson, resolveAddress, sendJson } from "./api.js";
+import { getJson, sendJson } from "./api.js";
 import { byId, setText, setVisible, showError } from "./dom.js";
 import { loadDraft, saveDraft } from "./drafts.js";
 import { Estimate } from "./estimate.js";
@@ -16,7 +16,7 @@ import { t } from "./text.js";
 
 const SAVE_MS = 400;
 
-export const sampleAddress = (name) => resolveAddress(`web/gallery/${name}`);
+export const sampleAddress = (name) => new URL(`gallery/${name}`, import.meta.url).href;
 
 export const createKey = () => crypto.getRandomValues(new Uint32Array(4)).join("-");
 
@@ -84,7 +84,7 @@ export class SubmitView {
   // Fetches everything before it adds anything to the page: a retry must not add it twice.
   async #load() {
     const [gallery, schema] =
-      await Promise.all([getJson("web/gallery/index.json"), getForm()]);
+      await Promise.all([getJson(sampleAddress("index.json"), { cache: "default" }), getForm()]);
     this.style.max = schema.limits.max_styles;
     const ofKind = (kind) => gallery.filter((entry) => entry.kind === kind)
       .map((entry) => Picture.fromSample(entry, sampleAddress));
