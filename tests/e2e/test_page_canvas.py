@@ -248,6 +248,18 @@ def test_the_picture_keeps_its_place_from_the_photo_to_the_result(open_page: Ope
     assert page.evaluate("window.shifts") < 0.05
 
 
+def test_on_a_phone_nothing_jumps_from_the_first_visit_to_the_result(open_page: OpenPage) -> None:
+    page = open_page("/livez", width=375, has_touch=True, is_mobile=True)
+    page.add_init_script(WATCH_SHIFTS)
+    page.goto("/")
+    expect(page.locator("#stage img.after")).to_have_attribute("src", re.compile("webp"))
+    submit_job(page, size=96, iterations=60)
+    expect_end(page)
+    expect(page.locator("#frames")).to_be_visible()
+
+    assert page.evaluate("window.shifts") < 0.05
+
+
 def test_finish_now_states_the_size_and_continue_paints_on(
     open_page: OpenPage, shared_service: Any
 ) -> None:
