@@ -115,6 +115,7 @@ def _odd_files() -> dict[str, bytes]:
     end = len(plain) - 2
     return {
         "bytes before the end marker": plain[:end] + b"\0\0\x55" + plain[end:],
+        "many zeros before the end marker": plain[:end] + bytes(100) + plain[end:],
         "fill bytes before the end marker": plain[:end] + b"\xff\xff\xff" + plain[end:],
         "fill bytes between scans": progressive.replace(b"\xff\xda", b"\xff\xff\xff\xda"),
         "a comment between scans": progressive.replace(b"\xff\xda", b"\xff\xfe\0\4hi\xff\xda", 3),
