@@ -195,7 +195,7 @@ def test_both_ways_give_the_same_answers_log_lines_and_metrics(
         assert one == other_one
 
 
-@pytest.mark.parametrize("path", ["/v1/jobs/{}", "/v1/jobs/" + new_job_id()])
+@pytest.mark.parametrize("path", ["/v1/jobs/{}", "/v1/jobs/job_" + "a" * 26])
 def test_each_request_counts_once_against_the_limit(
     path: str,
     valkey: Any,
