@@ -42,7 +42,7 @@ _UNSUPPORTED = re.compile(
     r"^\s*export\s*(?:[{*]|(?:default|async|function|class|const|let|var)\b).*"
     r"|^\s*import\s*(?:[\"'{*]|[\w$]+\s*(?:,|from\b)).*"
     r"|\bimport\.meta(?!\.url\b).*"
-    r"|^(?:(?:const|let|var)\s[^=\n]*=\s*)?(?:await|for await)\b.*",
+    r"|^(?=[\w$(\[])(?!.*\basync\b).*\bawait\b.*",
     re.MULTILINE,
 )
 

@@ -1,10 +1,11 @@
 // The texts of the page in the user's language: one dictionary per language, looked up by key.
 
+import chinese from "./text-zh.js";
 import english from "./text-en.js";
 import { deviceStorage } from "./storage.js";
 
 const STORAGE_NAME = "impasto language";
-// Names for the switch, and how each dictionary is loaded.
+// Names for the switch.
 const LANGUAGES = { en: "English", "zh-CN": "中文" };
 
 const supported = (tag) => (/^zh\b/i.test(tag) ? "zh-CN" : /^en\b/i.test(tag) && "en");
@@ -12,7 +13,7 @@ const supported = (tag) => (/^zh\b/i.test(tag) ? "zh-CN" : /^en\b/i.test(tag) &&
 // What the user chose, else the first language of the browser that the page has.
 export const language = supported(deviceStorage.get(STORAGE_NAME))
   || navigator.languages.map(supported).find(Boolean) || "en";
-const dictionary = language === "en" ? english : (await import("./text-zh.js")).default;
+const dictionary = language === "en" ? english : chinese;
 const plurals = new Intl.PluralRules(language);
 
 // Returns the text of a key with its {values}. A text may depend on the number n.

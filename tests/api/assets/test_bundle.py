@@ -105,6 +105,7 @@ class Mask {
         ('  import { a } from "./x.js";', 'app.js: import { a } from "./x.js";'),
         ('import a from "./x.json" with { type: "json" };', "app.js: import a from"),
         ("const a = await fetch(b);", "app.js: const a = await fetch(b);"),
+        ("const a = b ? c : (await d).e;", "app.js: const a = b ? c : (await d).e;"),
         ("import.meta.resolve('a');", "app.js: import.meta.resolve"),
     ],
 )
