@@ -34,8 +34,9 @@ export function addLanguageSwitch(button) {
   });
 }
 
-// Returns the text of a key, or the other text if the dictionary does not have the key.
-export const tOr = (key, other) => (key in dictionary ? t(key) : other);
+// Returns the text of a key, or the other text if the dictionary does not have the key. {detail}
+// in the text is the other text.
+export const tOr = (key, other) => (key in dictionary ? t(key, { detail: other }) : other);
 
 // Fills elements that name a key: data-text for the content, data-label for aria-label and
 // data-tip for the title.

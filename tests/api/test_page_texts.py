@@ -4,10 +4,19 @@ import re
 from html.parser import HTMLParser
 from pathlib import Path
 
+from api.http.problems import REFUSALS
+from core import errors
+
 WEB = Path(__file__).parents[2] / "api" / "web"
 _ENTRY = re.compile(r'^  (?:"([^"]+)"|(\w+)): "(.*)",$', re.MULTILINE)
 # Keys that exist only where the service's own words are in another language.
 _TRANSLATED = re.compile(r"code\.\w+|(parameter|preset)\.[\w-]+\.hint")
+
+# Errors that the page does not cause, or that a text of its own replaces.
+_FOR_PROGRAMS = {
+    "admin_required", "bad_dataset", "bad_settings", "headers_too_large", "method_not_allowed",
+    "range_not_satisfiable", "service_unreachable", "unsupported_encoding", "uri_too_long",
+}  # fmt: skip
 
 
 def _read(language: str) -> dict[str, str]:
@@ -42,6 +51,14 @@ def test_every_chinese_text_is_chinese() -> None:
     }
 
     assert left == {}
+
+
+def test_every_error_that_the_page_may_show_is_in_chinese() -> None:
+    def walk(kind: type[errors.ImpastoError]) -> set[str]:
+        return {kind.code}.union(*(walk(child) for child in kind.__subclasses__()))
+
+    translated = {key.removeprefix("code.") for key in CHINESE if key.startswith("code.")}
+    assert translated == (walk(errors.ImpastoError) | set(REFUSALS)) - _FOR_PROGRAMS
 
 
 def test_every_key_of_the_page_is_in_the_dictionary() -> None:
