@@ -23,7 +23,7 @@ CONTROLS = {
         "uvicorn.run('api.app:create_app', factory=True, host='127.0.0.1', port={port})"
     ),
     "guard": (
-        "import api.middleware.host_guard as g; g.HostGuard._find_refusal = lambda *_: None\n"
+        "import api.middleware.host_guard as g; g.HostGuard.find_refusal = lambda *_: None\n"
         "from api.__main__ import main; main()"
     ),
     "validation": (
