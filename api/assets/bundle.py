@@ -9,6 +9,7 @@ without bundles. The order is that of the imports; nothing else in the code chan
 
 It understands this part of the language, which the modules of the page keep to:
 
+- A line that begins with `//` is a comment, also in a template; it is left out.
 - An import or export begins its line. An import is `import { a, b as c } from "./x.js";`,
   `import * as x from "./x.js";`, `import x from "./x.js";` or `import "./x.js";`.
 - Exported are `const`, `function` and `class`, the list `export { a, b as c };`, and
@@ -23,6 +24,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import cache
 
+_COMMENT_LINE = re.compile(r"^[ \t]*//.*\n?", re.MULTILINE)
 _NAME = r"[A-Za-z_$][\w$]*"
 _IMPORT = re.compile(
     r'^import\s+(?:(?P<bound>[^"\';]+?)\s+from\s+)?"(?P<path>\.{1,2}/[^"\n]+)";', re.MULTILINE
@@ -126,7 +128,8 @@ def _parse(name: str, source: str) -> _Module:
         exports["default"] = "$default"
         return "const $default = "
 
-    code = _IMPORT.sub(take_import, source)
+    code = _COMMENT_LINE.sub("", source)
+    code = _IMPORT.sub(take_import, code)
     code = _EXPORTED_LIST.sub(take_list, code)
     code = _EXPORTED_DECLARATION.sub(take_declaration, code)
     code = _EXPORTED_DEFAULT.sub(take_default, code)

@@ -21,6 +21,7 @@ log = logging.getLogger(__name__)
 
 # The standard library's table depends on the machine, so what matters is here.
 _TYPES = {
+    ".avif": "image/avif",
     ".css": "text/css; charset=utf-8",
     ".html": "text/html; charset=utf-8",
     ".js": "text/javascript; charset=utf-8",
@@ -64,7 +65,10 @@ class PageFiles:
     """The files of one folder, as they are served. Changes of the folder need a new object."""
 
     def __init__(self, folder: Path, form: bytes = b"") -> None:
-        """form: JSON that the document index.html carries in its element `form`."""
+        """form: JSON that the document index.html carries in its element `form`.
+
+        Its element `gallery` carries gallery/index.json, if the folder has it.
+        """
         self._sources = {
             path.relative_to(folder).as_posix(): path.read_bytes()
             for path in sorted(folder.rglob("*"))
@@ -92,9 +96,11 @@ class PageFiles:
         is_nested: whether its own address is one folder deeper than the root of the service.
         """
         html = self._sources[name].replace(_DOCUMENT_FOLDER, f"./{self.folder}/".encode())
-        # In HTML, only `<` could end the element.
-        form = self._form.replace(b"<", rb"\u003c")
-        html = html.replace(b'id="form"></script>', b'id="form">' + form + b"</script>")
+        data = {b"form": self._form, b"gallery": self._sources.get("gallery/index.json", b"")}
+        for element, content in data.items():
+            start, end = b'id="' + element + b'">', b"</script>"
+            # In HTML, only `<` could end the element.
+            html = html.replace(start + end, start + content.replace(b"<", rb"\u003c") + end)
         return StaticFile.of(name, html.replace(b'="./', b'="../') if is_nested else html)
 
     def service_worker(self, document: str) -> StaticFile:

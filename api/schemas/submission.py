@@ -23,6 +23,7 @@ from core.jobs.models import JobInput, SubmissionOptions
 from core.storage.blobs import PendingBlob, is_digest
 from core.style import presets
 from core.style.limits import JobLimits
+from core.style.schedule import ITERATIONS
 from core.style.spec import MAX_STYLES, StyleSpec, apply_changes
 
 MAX_CONTENTS = 12  # photos of a batch, which has thus at most 12 * 8 = 96 jobs
@@ -98,7 +99,10 @@ def parameters_schema() -> dict[str, Any]:
 
 
 def limit_parameters(properties: Mapping[str, Any], limits: JobLimits) -> dict[str, Any]:
-    """Return the parameters' schemas with the default and the maxima that the operator allows."""
+    """Return the parameters' schemas with the default and the maxima that the operator allows.
+
+    `iterations` of `quality` has those of each value, which count for the limit.
+    """
     return {
         **properties,
         "size": {
@@ -106,6 +110,7 @@ def limit_parameters(properties: Mapping[str, Any], limits: JobLimits) -> dict[s
             "default": limits.default_size_px,
             "maximum": limits.size_px,
         },
+        "quality": {**properties["quality"], "iterations": ITERATIONS},
         "iterations": {**properties["iterations"], "maximum": limits.iterations},
     }
 

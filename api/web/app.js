@@ -6,6 +6,7 @@ import { BatchView } from "./batch-view.js";
 import { byId, makeRoving, setText, setVisible, showError } from "./dom.js";
 import { acceptDropsAndPastes } from "./drop-paste.js";
 import { getNames, History, setNames } from "./history.js";
+import "./install.js";
 import { JobView } from "./job-view.js";
 import { readRecipe } from "./recipe.js";
 import { showTab, SubmitView } from "./submit-view.js";

@@ -6,6 +6,7 @@ import { hasEnded } from "./job-stream.js";
 import { retry, sleep } from "./retry.js";
 import { createKey } from "./submit-view.js";
 import { t } from "./text.js";
+import { createThumbnail } from "./thumbnail.js";
 
 const DRAFT_SIZE = 256, POLL_SECONDS = 1.5;
 
@@ -54,7 +55,7 @@ export class BatchView {
 
   #createTile(style) {
     const thumb = createElement("span", { className: "thumb" });
-    if (style.thumbnail) thumb.append(createElement("img", { src: style.thumbnail, alt: "" }));
+    if (style.thumbnail) thumb.append(createThumbnail(style.thumbnail));
     const status = createElement("span", { className: "status" });
     const root = createElement("button", { type: "button", onclick: () => this.onPick(style) },
       thumb, createElement("span", { className: "caption", textContent: style.name }), status);

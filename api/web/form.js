@@ -4,6 +4,7 @@
 import { createElement, makeRoving, setValueText, setVisible } from "./dom.js";
 import { canonicalize, getDefault } from "./schema.js";
 import { formatDuration, formatNumber, formatPercent, t, tOr } from "./text.js";
+import { createThumbnail } from "./thumbnail.js";
 
 // isPower: the slider's value is the logarithm to base 2, so that its steps are equal factors.
 const MAIN_PARAMETERS = {
@@ -122,16 +123,15 @@ export class ParameterForm extends EventTarget {
   }
 
   // Shows one button per preset; the one that equals the current parameters is pressed.
-  // getAddress(name): where its picture is.
-  showPresets(root, presets, getAddress) {
+  // firstRow: of its thumbnail; the others follow.
+  showPresets(root, presets, firstRow) {
     const all = [{ name: "standard", description: "", spec: {} }, ...presets];
     const hint = createElement("p", { className: "hint" });
     const describe = ({ name, description }) => tOr(`preset.${name}.hint`, description);
-    const buttons = all.map((preset) => createElement("button", {
+    const rows = firstRow + all.length;
+    const buttons = all.map((preset, i) => createElement("button", {
       type: "button", title: describe(preset), onclick: () => this.setSpec(preset.spec) },
-    createElement("img", {
-      src: getAddress(`preset-${preset.name}.webp`), alt: "", width: 112, height: 84,
-      onerror: ({ target }) => target.remove() }),
+    createElement("span", { className: "thumb" }, createThumbnail({ row: firstRow + i, rows })),
     tOr(`preset.${preset.name}`, preset.name)));
     const update = () => {
       const current = canonicalize(this.changes.spec);
@@ -148,14 +148,15 @@ export class ParameterForm extends EventTarget {
     setVisible(root, true);
   }
 
-  // Shows the operator's limits on one job, and lets the fields keep them.
+  // Shows the operator's limits on one job. The schemas have those of the single fields; a quality
+  // is more iterations. The default stays: the service lowers its iterations.
   showLimits(root, { max_size: size, max_iterations: iterations, max_job_seconds: seconds }) {
-    const { size: sizeControl, iterations: iterationsControl } = this.controls;
-    for (const option of sizeControl.element.querySelectorAll("option")) {
-      if (Number(option.value) > size) option.remove();
+    const { element, schema } = this.controls.quality;
+    for (const option of element.querySelectorAll("option")) {
+      if (option.value === schema.default || schema.iterations[option.value] <= iterations) continue;
+      option.disabled = true;
+      option.textContent = t("overIterations", { name: option.textContent, iterations });
     }
-    sizeControl.element.querySelector("input").max = size;
-    iterationsControl.element.querySelector("input").max = iterations;
     root.textContent = seconds
       ? t("limitsWithTime", { size, iterations, duration: formatDuration(seconds) })
       : t("limits", { size, iterations });
@@ -199,11 +200,12 @@ function createSelect(name, schema) {
   return { set, get: () => select.value, element };
 }
 
-// A select with usual sizes, and a number field for any other.
-function createSizeSelect(name, schema, { sizes }) {
+// A select with usual sizes and a low maximum, and a number field for any other.
+function createSizeSelect(name, schema, { sizes: usual }) {
   const { minimum: min, maximum: max } = schema;
-  const options = sizes.filter((px) => px >= min && px <= max)
-    .map((px) => [px, t("sizePx", { size: px })]);
+  const sizes = usual.filter((px) => px >= min && px <= max);
+  if (max < usual.at(-1) && !sizes.includes(max)) sizes.push(max);
+  const options = sizes.map((px) => [px, t("sizePx", { size: px })]);
   const select = createSelectElement("parameter-size", [...options, ["other", t("otherSize")]]);
   const number = createElement("input", {
     type: "number", id: "parameter-size-px", required: true, min, max,

@@ -5,6 +5,7 @@ import { announce, createElement, makeRoving, setVisible, showBlob, showError } 
 import { Picture } from "./picture.js";
 import { retry } from "./retry.js";
 import { t } from "./text.js";
+import { createThumbnail } from "./thumbnail.js";
 
 const MAX_OWN = 12;  // tiles of the user's own pictures; the oldest that is not chosen goes
 
@@ -143,7 +144,7 @@ export class ImagePicker extends EventTarget {
   #createTile(picture) {
     const { name, thumbnail, words } = picture, isOwn = !picture.source;
     const image = thumbnail
-      ? createElement("img", { src: thumbnail, alt: words, width: 144, height: 108 })
+      ? createThumbnail(thumbnail, words)
       : showBlob(picture.file, t("pictureNamed", { kind: this.label, name }));
     const button = createElement("button", {
       type: "button", title: name, onclick: () => this.#toggle(picture) },

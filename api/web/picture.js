@@ -16,10 +16,10 @@ export class Picture {
   }
 
   // A sample of this page; its file is fetched when the service needs it. source: its name.
-  static fromSample({ name, title, words, width, height }, getAddress) {
+  // thumbnail: see createThumbnail.
+  static fromSample({ name, title, words, width, height }, address, thumbnail) {
     return Object.assign(new Picture(null, tOr(`sample.${name}`, title)), {
-      source: name, words, width, height,
-      address: getAddress(`${name}.jpg`), thumbnail: getAddress(`${name}-thumb.webp`) });
+      source: name, words, width, height, address, thumbnail });
   }
 
   // An image that the service already has.

@@ -1,6 +1,6 @@
 // The editor: a photo, styles, parameters, and a button that submits the job.
 
-import { getJson, sendJson } from "./api.js";
+import { sendJson } from "./api.js";
 import { byId, setText, setVisible, showError } from "./dom.js";
 import { loadDraft, saveDraft } from "./drafts.js";
 import { Estimate } from "./estimate.js";
@@ -24,6 +24,8 @@ export class SubmitView {
   // onSubmitted(job): shows the new job. onTryAll(): drafts in all sample styles.
   constructor(viewer, { onSubmitted, onTryAll }) {
     Object.assign(this, { viewer, onSubmitted, isOpen: false, isSending: false, isRevealed: false });
+    // The first screen needs no request for an estimate: it comes with the first sign of the user.
+    this.isInUse = false;
     this.photo = new ImagePicker(byId("photo"), { kind: "photo" });
     // There is no maximum until the service reports it.
     this.style = new ImagePicker(byId("style"), { kind: "style", max: Infinity });
@@ -45,6 +47,9 @@ export class SubmitView {
     byId("submit-form").addEventListener("invalid", () => showTab("adjust"), true);
     for (const button of document.querySelectorAll("#tabs button")) {
       button.addEventListener("click", () => showTab(button.dataset.tab));
+    }
+    for (const type of ["pointermove", "pointerdown", "keydown"]) {
+      addEventListener(type, () => this.#startUse(), { once: true, passive: true });
     }
     for (const source of [...this.pickers, this.styleWeights, this.masks]) {
       source.addEventListener("change", () => this.update());
@@ -83,20 +88,21 @@ export class SubmitView {
 
   // Fetches everything before it adds anything to the page: a retry must not add it twice.
   async #load() {
-    const [gallery, schema] =
-      await Promise.all([getJson(sampleAddress("index.json"), { cache: "default" }), getForm()]);
+    const schema = await getForm(), gallery = JSON.parse(byId("gallery").textContent);
     this.style.max = schema.limits.max_styles;
-    const ofKind = (kind) => gallery.filter((entry) => entry.kind === kind)
-      .map((entry) => Picture.fromSample(entry, sampleAddress));
+    const rows = gallery.length + schema.presets.length + 1;  // with the standard
+    gallery.forEach((entry, row) => { entry.thumbnail = { row, rows }; });
+    const ofKind = (kind) => gallery.filter((entry) => entry.kind === kind).map((entry) =>
+      Picture.fromSample(entry, sampleAddress(`${entry.name}.jpg`), entry.thumbnail));
     this.parameters = new ParameterForm(byId("main-parameters"), byId("more-parameters"), schema);
     this.photo.setSamples(ofKind("photo"));
     this.style.setSamples(ofKind("painting"));
-    this.parameters.showPresets(byId("presets"), schema.presets, sampleAddress);
+    this.parameters.showPresets(byId("presets"), schema.presets, gallery.length);
     this.parameters.showLimits(byId("job-limits"), schema.limits);
     if (!this.isReused) await this.#restoreDraft();
     this.parameters.addEventListener("change", () => this.update());
-    this.isLoaded = true;
     this.update();
+    this.isLoaded = true;
   }
 
   setMixing(isMixing) {
@@ -112,8 +118,15 @@ export class SubmitView {
     byId("mix-styles").setAttribute("aria-pressed", this.style.isMixing);
     showError(byId("submit-error"));
     this.showPicture();
+    if (this.isLoaded) this.isInUse = true;
     this.updateEstimate();
     this.#save();
+  }
+
+  #startUse() {
+    if (this.isInUse) return;
+    this.isInUse = true;
+    this.updateEstimate();
   }
 
   get pictures() { return this.pickers.flatMap((picker) => picker.pictures); }
@@ -125,7 +138,7 @@ export class SubmitView {
     const isSample = Boolean(photo.source && style.source && this.style.pictures.length === 1
       && !this.masks.hasMasks && !this.masks.isOpen);
     const alt = t("pictureNamed", { kind: t("photo.title"), name: photo.words ?? photo.name });
-    const source = photo.source ? sampleAddress(`${photo.source}-photo.webp`) : photo.file;
+    const source = photo.source ? sampleAddress(`${photo.source}-photo.avif`) : photo.file;
     viewer.showPhoto(source, alt, photo);
     if (isSample) {
       const name = t("photoInStyle", { photo: photo.name, style: style.name });
@@ -158,7 +171,7 @@ export class SubmitView {
   }
 
   updateEstimate() {
-    if (!this.isOpen) return;
+    if (!this.isOpen || !this.isInUse) return;
     const sizes = this.pictures.map(({ width, height }) => width && { width, height });
     const [content, ...styles] = sizes;
     const isKnown = sizes.length > 1 && sizes.every(Boolean);

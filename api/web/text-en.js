@@ -82,6 +82,7 @@ export default {
   paint: "Paint",
   readyIn: "Ready in about {duration}",
   readyInAfter: "Ready in about {duration} ({n} ahead of you)",
+  overIterations: "{name} (over {iterations} iterations)",
   limits: "At most {size} px and {iterations} iterations at one size.",
   limitsWithTime: "At most {size} px, {iterations} iterations at one size, {duration}.",
   sizePx: "{size} px",

@@ -80,6 +80,7 @@ export default {
   paint: "开始作画",
   readyIn: "约 {duration}后完成",
   readyInAfter: "约 {duration}后完成（前面还有 {n} 幅画）",
+  overIterations: "{name}（超过 {iterations} 次迭代）",
   limits: "上限：{size} 像素，每级 {iterations} 次迭代。",
   limitsWithTime: "上限：{size} 像素，每级 {iterations} 次迭代，{duration}。",
   sizePx: "{size} 像素",

@@ -614,6 +614,7 @@ def test_the_estimate_says_when_the_painting_is_ready(open_page: OpenPage) -> No
     page = open_page("/livez")
     page.route("**/v1/estimate", estimate)
     page.goto("/")
+    page.hover("#submit-job")
 
     expect(page.locator("#estimate")).to_have_text("Ready in about 3 min (15 ahead of you)")
 

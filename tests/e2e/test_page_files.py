@@ -1,17 +1,22 @@
 """How a real browser loads the files of the page: bundles, requests, caches."""
 
+import json
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
-from page_actions import OpenPage, expect, needs_chromium
+from api_process import ApiProcess
+from page_actions import TIMEOUT_MS, OpenPage, expect, needs_chromium
 
 from api.assets.files import PageFiles
+from core.style.presets import PRESETS
 
 pytestmark = [pytest.mark.e2e, needs_chromium]
 
 SITE = "http://site.test"
+GALLERY = Path(__file__).parents[2] / "api" / "web" / "gallery"
+ROWS = [*json.loads((GALLERY / "index.json").read_text()), "standard", *PRESETS]
 # Modules that tell in `log` what runs, in which order, how often, and what they get.
 MODULES = {
     "app.js": """
@@ -100,27 +105,96 @@ def _source(name: str) -> bytes:
     return MODULES[name.removeprefix("web/")].encode()
 
 
-def _list_loads(page: Any) -> dict[str, int]:
-    """Return the bytes over the network of the document and of each file; 0: from a cache."""
-    entries = page.evaluate(
-        "[...performance.getEntriesByType('navigation'), "
-        "...performance.getEntriesByType('resource')].map((one) => [one.name, one.transferSize])"
-    )
-    return {name: int(size) for name, size in entries if "/v1/" not in name}
+@pytest.fixture(scope="module")
+def limited_api(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ApiProcess]:
+    """An API without a worker, which allows small jobs only."""
+    limits = {"MAX_SIZE_PX": "300", "MAX_ITERATIONS": "90"}
+    with ApiProcess(tmp_path_factory.mktemp("api"), **limits) as running:
+        yield running
 
 
-def test_the_page_loads_in_few_requests_and_again_from_the_cache(open_page: OpenPage) -> None:
-    page = open_page("/")
-    expect(page.locator("#gallery-photos img").first).to_be_visible()
-    shell = {name: size for name, size in _list_loads(page).items() if "gallery" not in name}
-    shell.pop(f"{page.url}openapi.json", None)
-    page.goto("/docs")
+def _list_requests(api: ApiProcess) -> list[tuple[str, int]]:
+    """Return the path of the route and the status of each request that the API has logged."""
+    lines = [json.loads(line) for line in api.log.read_text().splitlines() if line[:1] == "{"]
+    return [(line["route"], line["status"]) for line in lines if "route" in line]
+
+
+def _wait_for_requests(page: Any, api: ApiProcess, since: int, route: str) -> None:
+    """Wait until the API has logged the worker's last request, and the page asks for no more."""
+    for _ in range(TIMEOUT_MS // 50):
+        if route in dict(_list_requests(api)[since:]):
+            break
+        page.wait_for_timeout(50)
+    page.wait_for_load_state("networkidle")
+
+
+def test_the_page_loads_in_few_requests_and_again_from_the_cache(
+    open_page: OpenPage, limited_api: ApiProcess
+) -> None:
+    """An estimate of what the user has not chosen would be one more request each time."""
+    page, sizes = open_page("/livez", url=limited_api.url, service_workers="allow"), []
+    devtools = page.context.new_cdp_session(page)
+    devtools.send("Network.enable")
+    devtools.on("Network.loadingFinished", lambda event: sizes.append(event["encodedDataLength"]))
+    before = len(_list_requests(limited_api))
     page.goto("/")
-    expect(page.locator("#gallery-photos img").first).to_be_visible()
-    loads = (shell, _list_loads(page))
-    first, again = ({name for name in load if "/web-" in name and load[name]} for load in loads)
+    expect(page.locator("#presets img").last).to_have_js_property("complete", True)
+    expect(page.locator("#stage img.after")).to_have_js_property("complete", True)
+    _wait_for_requests(page, limited_api, before, "/sw.js")
+    first, bytes_first = _list_requests(limited_api)[before:], sum(sizes)
+    before += len(first)
+    page.reload()
+    expect(page.locator("#presets img").last).to_have_js_property("complete", True)
+    _wait_for_requests(page, limited_api, before, "/v1/jobs")
+    again = _list_requests(limited_api)[before:]
 
-    assert len(shell) <= 6, shell
-    assert sum(shell.values()) <= 50_000, shell
-    assert {name.rpartition("/")[2] for name in first} >= {"app.js", "style.css"}
-    assert again == set()
+    assert len(first) <= 12, first
+    assert 80_000 < bytes_first <= 130_000
+    assert "/v1/estimate" not in dict(first)
+    assert sorted(request for request in again if request[0] != "/sw.js") == [
+        ("/", 304),
+        ("/v1/jobs", 200),
+    ]
+    page.mouse.move(9, 9)
+    _wait_for_requests(page, limited_api, before, "/v1/estimate")
+
+
+def test_the_operators_limits_bound_what_can_be_chosen_and_what_is_sent(
+    open_page: OpenPage, limited_api: ApiProcess
+) -> None:
+    page = open_page(url=limited_api.url)
+    expect(page.locator("#job-limits")).to_contain_text("At most 300 px, 90 iterations")
+    size, qualities = page.locator("#parameter-size"), page.locator("#parameter-quality option")
+
+    assert size.locator("option").evaluate_all("all => all.map((one) => one.value)") == [
+        *("256", "300", "other")
+    ]
+    expect(size).to_have_value("300")
+    assert qualities.evaluate_all("all => all.map((one) => [one.textContent, one.disabled])") == [
+        ["Draft", False],
+        ["Standard", False],
+        ["Fine (over 90 iterations)", True],
+    ]
+    expect(page.locator("#parameter-size-px")).to_have_attribute("max", "300")
+    expect(page.locator("#parameter-iterations")).to_have_attribute("max", "90")
+    page.click("#submit-job")
+    page.wait_for_url("**/j/job_*")
+    job = page.request.get(page.url.replace("/j/", "/v1/jobs/")).json()
+    assert job["input"]["spec"]["size"] == 300
+
+
+def test_each_thumbnail_shows_its_own_row(open_page: OpenPage) -> None:
+    """Also where the place has another size than the row."""
+    page = open_page("/")
+    images = page.locator(".sample img, #presets img")
+    expect(images).to_have_count(len(ROWS))
+    # How many rows of the image are above the middle of what is shown.
+    middles = images.evaluate_all(
+        """all => all.map((image) => {
+          const height = image.clientWidth * image.naturalHeight / image.naturalWidth;
+          const part = parseFloat(getComputedStyle(image).objectPosition.split(" ")[1]) / 100;
+          const middle = part * (height - image.clientHeight) + image.clientHeight / 2;
+          return all.length * middle / height;
+        })"""
+    )
+    assert middles == pytest.approx([row + 0.5 for row in range(len(ROWS))], abs=0.02)

@@ -148,10 +148,10 @@ def test_an_optimizer_is_gone_when_the_next_one_starts(
     alive_at_start: list[int] = []
     usual = LBFGS.__init__
 
-    def count(self: LBFGS, *args: Any) -> None:
+    def count(self: LBFGS, *args: Any, **options: Any) -> None:
         alive_at_start.append(sum(reference() is not None for reference in optimizers))
         optimizers.append(weakref.ref(self))
-        usual(self, *args)
+        usual(self, *args, **options)
 
     def keep(event: StepEvent) -> Control:
         kept[:] = [event]
