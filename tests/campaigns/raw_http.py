@@ -542,7 +542,7 @@ def forms() -> Iterator[Case]:
     )
     yield Case("an image without an end", image, refused)
     no_file = request("POST", "/v1/images", f"Content-Type: {kind}", body=sound + b"--x--\r\n")
-    yield Case("an image that is no file", no_file, {422}, "bad_input")
+    yield Case("an image that is no file", no_file, {400}, "bad_request")
 
 
 def objects() -> Iterator[Case]:
