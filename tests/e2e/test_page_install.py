@@ -51,6 +51,12 @@ def api(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ApiProcess]:
 
 
 @pytest.fixture
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with a short name: the path of a socket has 108 bytes at most."""
+    return tmp_path_factory.mktemp("api")
+
+
+@pytest.fixture
 def open_installed(browser: Any) -> Iterator[Open]:
     """Return a function that opens an address in a new context and waits for the worker."""
     contexts = []
@@ -164,9 +170,9 @@ def test_a_repeated_load_asks_the_service_for_the_document_only(
 
 
 def test_a_new_version_is_shown_at_once_and_replaces_the_kept_one(
-    open_installed: Open, tmp_path: Path
+    open_installed: Open, folder: Path
 ) -> None:
-    with ApiProcess(tmp_path) as api:
+    with ApiProcess(folder) as api:
         page = open_installed(api.url)
         old, *_ = _list_cached(page)
         api.restart_api(MAX_SIZE_PX="1024")
@@ -188,9 +194,9 @@ def test_a_new_version_is_shown_at_once_and_replaces_the_kept_one(
 
 
 def test_a_service_that_restarts_behind_a_proxy_does_not_hide_the_page(
-    open_installed: Open, tmp_path: Path
+    open_installed: Open, folder: Path
 ) -> None:
-    with ApiProcess(tmp_path) as api:
+    with ApiProcess(folder) as api:
         page = open_installed(api.url)
         api.stop()
         page.reload()
@@ -204,8 +210,8 @@ def test_a_service_that_restarts_behind_a_proxy_does_not_hide_the_page(
         assert (shown, status) == (1, 502)
 
 
-def test_under_a_path_the_worker_keeps_to_that_path(open_installed: Open, tmp_path: Path) -> None:
-    with ApiProcess(tmp_path, API_ROOT_PATH="/impasto") as api:
+def test_under_a_path_the_worker_keeps_to_that_path(open_installed: Open, folder: Path) -> None:
+    with ApiProcess(folder, API_ROOT_PATH="/impasto") as api:
         page = open_installed(f"{api.url}/impasto/")
         scope = page.evaluate("navigator.serviceWorker.ready.then(({ scope }) => scope)")
         manifest = page.evaluate("document.querySelector('link[rel=manifest]').href")
