@@ -34,10 +34,12 @@ from core.storage.blobs import Blobs, digest_of
 # The API without its checks of the owner.
 CONTROLS = {
     "owners": (
-        "import api.job_feed as l, core.jobs.store as s\n"
+        "import asyncio, api.job_feed as l, core.jobs.store as s\n"
         "get, call, read = l.JobFeed.get, s.JobStore._call, s.JobStore._read\n"
         "async def read_any(self, job_id, owner):\n"
-        "    snapshot = await self._request_read(job_id)\n"
+        "    future = asyncio.get_running_loop().create_future()\n"
+        "    self._request_read(job_id).append(future)\n"
+        "    snapshot = await future\n"
         "    return await get(self, job_id, snapshot.job.owner if snapshot else owner)\n"
         "def ignore_owner(self, name, *args):\n"
         "    by_owner = ('cancel', 'update_spec', 'set_pinned', 'delete')\n"
