@@ -148,7 +148,7 @@ def paint(
     size = result.plan.scales[-1].scale.size
     if run.final > run.start and _Watched.start.shape[:1:-1] != size:
         # Losses of two sizes cannot be compared: the one at the last size decides.
-        enlarged = pixels.enlarge(_Watched.start, size)
+        enlarged = _Watched.newest.margin.mirror(pixels.enlarge(_Watched.start, size))
         run.start = _Watched.newest(enlarged).by_name()["total"]
     return result.picture
 
