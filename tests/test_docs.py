@@ -149,7 +149,7 @@ def test_no_file_names_the_host_of_a_registry_or_a_home_folder() -> None:
     "page", sorted([*ROOT.glob("*.md"), *DOCS.rglob("*.md")]), ids=lambda page: page.name
 )
 def test_every_block_of_code_begins_and_ends_on_lines_of_its_own(page: Path) -> None:
-    """Whoever wraps the prose must not wrap the commands."""
+    """Wrapping the prose must not wrap the commands."""
     is_open = False
     for line in page.read_text(encoding="utf-8").splitlines():
         if "```" not in line:

@@ -147,11 +147,6 @@ function showPath() {
   }
   document.title = "Impasto";
   jobView.close();
-  if (path) {
-    path = "";
-    history.replaceState(null, "", ROOT);
-    showToast(t("noSuchPage"));
-  }
   editor.open().catch(() => {});  // the editor shows the error itself
 }
 

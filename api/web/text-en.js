@@ -261,7 +261,6 @@ export default {
   addedAsPhoto: "Added as photo.",
   recipeRestored: "The settings of this painting are restored.",
   recipeWithoutPictures: "The settings of this painting are restored; its pictures are no longer kept.",
-  noSuchPage: "We can’t find this page. Here is the studio.",
   keyRequired: "This service needs an API key.",
   keyRefused: "Key not recognized. Try another.",
   useKey: "Use this key",

@@ -290,7 +290,6 @@ export default {
   addedAsPhoto: "已用作照片。",
   recipeRestored: "已恢复这幅画的设置。",
   recipeWithoutPictures: "已恢复这幅画的设置，但图片已过保存期。",
-  noSuchPage: "没有这个页面，已为你打开画室。",
   keyRequired: "使用此服务需要 API 密钥。",
   keyRefused: "密钥无法识别，请换一个。",
   useKey: "使用此密钥",

@@ -87,7 +87,7 @@ def test_a_subscription_reports_each_change_of_its_jobs_once_until_it_is_closed(
 def test_a_request_never_gets_the_result_of_a_read_that_began_before_it(
     unreachable_url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Otherwise the client could miss a change that it has already been told of."""
+    """Otherwise the client could miss a change that has been reported to it."""
 
     async def get_twice() -> list[int]:
         feed, started = JobFeed(unreachable_url, 10), 0
