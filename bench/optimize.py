@@ -259,6 +259,38 @@ def preconditioner(content: Path, style: Path, model: ModelName, size: int) -> N
         click.echo(f"| {name} | {' | '.join(f'{totals[count - 1]:.3f}' for count in counts)} |")
 
 
+@main.command()
+@with_pictures
+@click.option("--size", default=256, show_default=True)
+def detail(content: Path, style: Path, model: ModelName, size: int) -> None:
+    """The loss at the start of the last scale, without and with the detail of the photo."""
+    network, inputs = _network(model), pair(content, style, size)
+    spec = inputs.fit_spec(parse_spec({"size": size}))
+    before, last = schedule(spec, *inputs.content.size)[-2:]
+    coarse = inputs.target_at(before, before.adapt(spec), network, None)
+    margin = coarse.objective.margin
+    steps = LBFGS(coarse.value_and_gradient, margin.mirror(coarse.photo), precondition=precondition)
+    *_, (image, _) = islice(steps, before.iterations)
+    image = margin.cut(image)
+    fine = inputs.target_at(last, last.adapt(spec), network, None)
+    without = pixels.enlarge(image, last.size)
+    firsts = {
+        "without": without,
+        "with": pixels.add_detail(without, fine.photo, image.shape[2:]),
+    }
+    counts = (0, 1, 2, 3, 5, 7, 10, 15, 20)
+    click.echo(f"| | {' | '.join(map(str, counts))} |\n{'|---' * (len(counts) + 1)}|")
+    for name, first in firsts.items():
+        steps = LBFGS(
+            fine.value_and_gradient,
+            fine.objective.margin.mirror(first),
+            precondition=precondition,
+        )
+        totals = [float(steps.losses.total)]
+        totals += [float(losses.total) for _, losses in islice(steps, counts[-1])]
+        click.echo(f"| {name} | {' | '.join(f'{totals[count]:.3f}' for count in counts)} |")
+
+
 def _torch_lbfgs(objective: Objective, image: Tensor, iterations: int) -> Tensor:
     leaf: Tensor = image.clone().requires_grad_()
     optimizer = torch.optim.LBFGS(

@@ -1,8 +1,8 @@
-"""Coarse to fine: the sizes that a run goes through, and the iterations of each. Knows no tensors.
+"""Coarse to fine: the sizes that a run goes through, and what each of them takes.
 
 Large strokes form only where the network's receptive field (186 px for VGG-19) spans much of the
 picture. Fine strokes then need few more iterations (Gatys et al. 2017, "Controlling Perceptual
-Factors", section 6).
+Factors", section 6). Knows no tensors.
 """
 
 import math
@@ -10,14 +10,20 @@ from dataclasses import dataclass
 
 from core.style.spec import MIN_RESULT_SIDE_PX, StyleSpec, result_size
 
-# Iterations at full size by `quality`.
+# Iterations at the coarsest scale by `quality`.
 ITERATIONS = {"draft": 16, "standard": 45, "fine": 135}
 
 NOISE_FACTOR = 4  # times as many iterations at the coarsest scale when a run starts from noise
 
 COARSEST_PX = 128  # below it a photo's content is lost, and the finer scales do not recover it
-FINE_PX = 1024  # above it half the iterations do: the receptive field spans little of the picture
+
+# In a run that adds the photo's detail, the finer scales leave these layers to the coarsest one:
+# they would see no larger part of the picture than the block before sees there.
+_COARSEST_BLOCK = "relu5_"
+
+# The same for the other runs.
 STEP = math.sqrt(2)  # ratio of two neighboring scales
+FINE_PX = 1024  # above it half the iterations do: the receptive field spans little of the picture
 
 
 @dataclass(frozen=True)
@@ -45,11 +51,15 @@ _STARTS = {
 
 @dataclass(frozen=True)
 class Scale:
-    """One size of a run, in px, and its iterations."""
+    """One size of a run, in px, and its iterations.
+
+    is_finer: whether a coarser one has dealt with the deepest layers.
+    """
 
     width: int
     height: int
     iterations: int
+    is_finer: bool = False
 
     @property
     def size(self) -> tuple[int, int]:
@@ -61,6 +71,24 @@ class Scale:
         """The longer side in px."""
         return max(self.width, self.height)
 
+    def adapt(self, spec: StyleSpec) -> StyleSpec:
+        """The spec for this scale. A finer one leaves the style's deepest layers out."""
+        layers = {
+            layer: weight
+            for layer, weight in spec.style_layers.items()
+            if not (self.is_finer and layer.startswith(_COARSEST_BLOCK))
+        }
+        return spec.model_copy(update={"style_layers": layers}) if any(layers.values()) else spec
+
+
+def adds_detail(spec: StyleSpec) -> bool:
+    """Whether each finer scale gets the detail that the photo has at its size.
+
+    Its image is then near its end at once. Measured for the default method, from the photo.
+    """
+    is_default = spec.objective == "relative" and spec.optimizer == "lbfgs"
+    return is_default and spec.init == "content" and spec.content_weight > 0
+
 
 def schedule(spec: StyleSpec, width: int, height: int, init_px: int | None = None) -> list[Scale]:
     """The scales for a photo of `width` x `height` px, coarsest first.
@@ -69,18 +97,38 @@ def schedule(spec: StyleSpec, width: int, height: int, init_px: int | None = Non
     init=picture. Raises BadSpec if `size` is too small for the photo's shape.
     """
     result_size(width, height, spec.size)
-    sides = [spec.size]
-    while _has_coarser(spec, sides, width, height, init_px):
-        sides.append(round(spec.size / STEP ** len(sides)))
-    sizes = [result_size(width, height, side, seamless=spec.seamless) for side in reversed(sides)]
+    if adds_detail(spec) and not spec.scales:
+        sides = _doubling_sides(spec.size, width, height)
+    else:
+        sides = [spec.size]
+        while _has_coarser(spec, sides, width, height, init_px):
+            sides.append(round(spec.size / STEP ** len(sides)))
+        sides.reverse()
+    sizes = [result_size(width, height, side, seamless=spec.seamless) for side in sides]
     counts = _iterations(spec, len(sizes), long_side=max(sizes[-1]))
-    return [Scale(*size, count) for size, count in zip(sizes, counts, strict=True)]
+    return [
+        Scale(*size, count, is_finer=adds_detail(spec) and index > 0)
+        for index, (size, count) in enumerate(zip(sizes, counts, strict=True))
+    ]
+
+
+def _doubling_sides(last: int, width: int, height: int) -> list[int]:
+    """The long sides of the scales, each about twice the one before, from 128 px or a little more.
+
+    The short side of a narrow photo needs more.
+    """
+    least = -(-MIN_RESULT_SIDE_PX * max(width, height) // min(width, height))
+    first = max(COARSEST_PX, least)
+    doublings = max(0, round(math.log2(last / first)))
+    return [round(first * (last / first) ** (one / doublings)) for one in range(doublings)] + [last]
 
 
 def _iterations(spec: StyleSpec, scales: int, long_side: int) -> list[int]:
     """The iterations of each scale, coarsest first. long_side: of the last scale, in px."""
     full = spec.iterations or ITERATIONS[spec.quality]
     half = max(1, full // 2)
+    if adds_detail(spec) and not spec.iterations:
+        return [full, *[half] * (scales - 1)]
     # A given number is kept as it is, for every kind of start.
     start = _Start() if spec.iterations else _STARTS[spec.init]
     if scales == 1:

@@ -3,6 +3,8 @@
 An image tensor has the shape (1, 3, H, W), RGB in [0, 1], float32.
 """
 
+from collections.abc import Sequence
+
 import numpy as np
 import torch
 from PIL import Image
@@ -107,6 +109,17 @@ def enlarge(image: Tensor, size: tuple[int, int], *, seamless: bool = False) -> 
         larger = enlarge(image, (width + 2 * across, height + 2 * down))
         return larger[..., down : down + height, across : across + width].contiguous()
     return functional.interpolate(image, (height, width), mode="bicubic").clamp(0, 1)
+
+
+def add_detail(image: Tensor, photo: Tensor, before: Sequence[int]) -> Tensor:
+    """The enlarged image with the detail of the photo that was lost before, clamped to [0, 1].
+
+    image, photo: (1, 3, H, W). before: the image's height and width before it was enlarged.
+    """
+    height, width = photo.shape[2:]
+    small = functional.interpolate(photo, tuple(before), mode="bicubic", antialias=True)
+    lost = photo - enlarge(small.clamp_(0, 1), (width, height))
+    return lost.add_(image).clamp_(0, 1)
 
 
 def luminance(image: Tensor) -> Tensor:

@@ -261,6 +261,7 @@ class Planner:
         self, scale: Scale, styles: Sequence[Size], spec: StyleSpec, masks: int
     ) -> list[PlannedScale]:
         """The scale by every route, with its cost."""
+        spec = scale.adapt(spec)
         cost = _ScaleCost(self._network, self._throughput, scale, styles, spec=spec, masks=masks)
         device = self._network.device
         free_host_bytes = math.inf if device.type == "cpu" else USABLE * min(_host_limits())

@@ -25,6 +25,7 @@ from core.neural.transfer.optimize import LBFGS, MAX_DIVERGING_STEPS, Adam
 from core.neural.transfer.planner import Plan, PlannedScale, Planner
 from core.neural.transfer.preconditioner import precondition
 from core.neural.vgg import Network
+from core.style.schedule import adds_detail
 from core.style.spec import SpecUpdate, StyleSpec
 
 # A scale ends early when a window of ten iterations lowers the loss by less than this share.
@@ -286,10 +287,7 @@ class _Run:
             if image is None:
                 image = self._inputs.initial_image(target.photo, self._spec)
             elif not self._done:
-                image = self._without_margin(image)
-                image = pixels.enlarge(image, planned.scale.size, seamless=self._spec.seamless)
-                width, height = planned.scale.size
-                image = Margin.of_image(height, width, self._spec).mirror(image)
+                image = self._enlarge(self._without_margin(image), target.photo)
         assert image is not None, "a checkpoint has an image"
         evaluate = target.value_and_gradient
         optimizer: LBFGS | Adam
@@ -307,6 +305,18 @@ class _Run:
             )
         self._check_start(optimizer, target)
         return target, optimizer
+
+    def _enlarge(self, image: Tensor, photo: Tensor) -> Tensor:
+        """The image in the size of the photo, with a margin: the first one of a finer scale.
+
+        With the photo's own detail, where the run begins with the photo: a smaller image has none,
+        and to paint it anew takes many iterations.
+        """
+        height, width = photo.shape[2:]
+        enlarged = pixels.enlarge(image, (width, height), seamless=self._spec.seamless)
+        if adds_detail(self._spec):
+            enlarged = pixels.add_detail(enlarged, photo, image.shape[2:])
+        return Margin.of_image(height, width, self._spec).mirror(enlarged)
 
     def _check_start(self, optimizer: LBFGS | Adam, target: ScaleTarget) -> None:
         """Raise Diverged if the first loss of a scale is not finite.
@@ -429,13 +439,13 @@ class _Run:
         return Checkpoint(header, optimizer.state())
 
     def _spec_at(self, planned: PlannedScale) -> StyleSpec:
-        """The spec for one scale. With the paper's objective, alpha grows at a coarser scale.
+        """The spec for one scale: its layers. With the paper's objective, alpha grows when coarser.
 
         The paper's content loss is a sum over positions, its style loss is not. At a coarser scale
         alpha makes up for the missing positions, so that beta means the same at every scale.
         """
         if self._spec.objective != "gatys":
-            return self._spec
+            return planned.scale.adapt(self._spec)
         last = self._plan.scales[-1].scale
         factor = last.width * last.height / (planned.scale.width * planned.scale.height)
         return self._spec.model_copy(update={"content_weight": self._spec.content_weight * factor})

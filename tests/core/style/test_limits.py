@@ -18,7 +18,7 @@ LIMITS = JobLimits(size_px=512, iterations=100, seconds=60)
     [
         ({"size": 513}, "IMPASTO_MAX_SIZE_PX"),
         ({"iterations": 101}, "IMPASTO_MAX_ITERATIONS"),
-        ({"quality": "fine"}, "IMPASTO_MAX_ITERATIONS"),  # 135 at the last scale
+        ({"quality": "fine"}, "IMPASTO_MAX_ITERATIONS"),  # 135 at the coarsest scale
         ({"init": "noise"}, "IMPASTO_MAX_ITERATIONS"),  # 180 at the coarsest one
     ],
     ids=str,

@@ -1,46 +1,87 @@
 """The scales of a run and their iterations, coarse to fine."""
 
 from itertools import pairwise
+from typing import Any
 
 import pytest
 
 from core import errors
-from core.style.schedule import COARSEST_PX, STEP, schedule
+from core.style.schedule import COARSEST_PX, schedule
 from core.style.spec import parse_spec
 
+# Runs that do not get the photo's detail.
+OTHER_RUNS: list[dict[str, Any]] = [
+    {"optimizer": "adam"},
+    {"objective": "gatys"},
+    {"init": "style"},
+    {"content_weight": 0},
+]
 
-def test_scales_grow_by_the_root_of_two_up_to_the_requested_size() -> None:
-    scales = schedule(parse_spec({"size": 384}), 1024, 768)
+
+def test_scales_double_from_128_px_and_the_finer_ones_take_half_the_iterations() -> None:
+    scales = schedule(parse_spec({"size": 512}), 1024, 768)
+
+    assert [scale.size for scale in scales] == [(128, 96), (256, 192), (512, 384)]
+    assert [scale.iterations for scale in scales] == [45, 22, 22]
+    assert [scale.is_finer for scale in scales] == [False, True, True]
+
+
+@pytest.mark.parametrize(
+    ("size", "sides"),
+    [
+        (181, [181]),
+        (182, [128, 182]),
+        (362, [128, 362]),
+        (384, [128, 222, 384]),
+        (2048, [128, 256, 512, 1024, 2048]),
+    ],
+)
+def test_scales_between_two_doublings_have_equal_ratios(size: int, sides: list[int]) -> None:
+    scales = schedule(parse_spec({"size": size}), 1, 1)
+
+    assert [scale.long_side for scale in scales] == sides
+
+
+@pytest.mark.parametrize("parameters", OTHER_RUNS, ids=str)
+def test_the_scales_of_other_runs_grow_by_the_root_of_two(parameters: dict[str, Any]) -> None:
+    scales = schedule(parse_spec({"size": 384, "scales": 0, **parameters}), 1024, 768)
 
     assert [scale.size for scale in scales] == [(136, 102), (192, 144), (272, 204), (384, 288)]
     assert [scale.iterations for scale in scales] == [45, 22, 22, 45]
+    assert not any(scale.is_finer for scale in scales)
 
 
 def test_quality_sets_the_iterations_and_iterations_overrides_it() -> None:
     counts = [
-        schedule(parse_spec({"size": 384, "quality": q}), 4, 3)[-1].iterations
+        [scale.iterations for scale in schedule(parse_spec({"size": 384, "quality": q}), 4, 3)]
         for q in ("draft", "standard", "fine")
     ]
+    given = schedule(parse_spec({"size": 384, "quality": "fine", "iterations": 11}), 4, 3)
 
-    assert counts == [16, 45, 135]
-    assert (
-        schedule(parse_spec({"size": 384, "quality": "fine", "iterations": 11}), 4, 3)[
-            -1
-        ].iterations
-        == 11
-    )
+    assert counts == [[16, 8, 8], [45, 22, 22], [135, 67, 67]]
+    assert [scale.iterations for scale in given] == [11, 5, 11]
 
 
-def test_the_last_scale_takes_half_the_iterations_above_1024_px() -> None:
-    assert [scale.iterations for scale in schedule(parse_spec({"size": 2048}), 4, 3)] == [
-        45,
-        *[22] * 8,
-    ]
+def test_a_finer_scale_leaves_the_deepest_layers_to_the_coarsest_one() -> None:
+    spec = parse_spec({"size": 256, "style_layers": "relu2_1=1,relu5_1=3,relu5_2=1"})
+    coarse, fine = schedule(spec, 4, 3)
+    deep = parse_spec({"style_layers": "relu5_1=1,relu1_1=0"})
+
+    assert coarse.adapt(spec) == spec
+    assert fine.adapt(spec).style_layers == {"relu2_1": 1}
+    assert fine.adapt(deep) == deep, "no layer would be left"
 
 
-def test_the_last_scale_takes_all_iterations_up_to_1024_px() -> None:
-    assert schedule(parse_spec({"size": 1024}), 4, 3)[-1].iterations == 45
-    assert schedule(parse_spec({"size": 1025}), 4, 3)[-1].iterations == 22
+@pytest.mark.parametrize("parameters", OTHER_RUNS, ids=str)
+def test_the_last_scale_of_other_runs_takes_half_the_iterations_above_1024_px(
+    parameters: dict[str, Any],
+) -> None:
+    def counts(size: int) -> list[int]:
+        spec = parse_spec({"size": size, "scales": 0, **parameters})
+        return [scale.iterations for scale in schedule(spec, 4, 3)]
+
+    assert counts(2048) == [45, *[22] * 8]
+    assert (counts(1024)[-1], counts(1025)[-1]) == (45, 22)
 
 
 def test_from_noise_the_coarsest_scale_takes_four_times_the_iterations() -> None:
@@ -99,7 +140,7 @@ def test_the_scales_end_at_the_size_and_begin_at_about_128_px(
     assert sides[-1] == size
     assert all(coarse < fine for coarse, fine in pairwise(sides))
     assert len(sides) == 1 or sides[0] >= COARSEST_PX
-    assert round(sides[0] / STEP) < COARSEST_PX
+    assert sides[0] < COARSEST_PX * 1.5
 
 
 def test_one_scale_with_given_iterations_is_as_in_the_paper() -> None:

@@ -136,3 +136,15 @@ def test_a_mask_of_one_pixel_fills_the_image_with_it() -> None:
     filled = pixels.fill_outside(image, mask)
 
     assert torch.equal(filled, image[..., 1:2, 6:7].expand_as(image))
+
+
+def test_the_detail_of_the_photo_that_a_smaller_image_lost_is_added_again() -> None:
+    photo = 0.3 + 0.4 * _noise(64, 48)
+    small = torch.nn.functional.interpolate(photo, (32, 24), mode="bicubic", antialias=True)
+    enlarged = pixels.enlarge(small, (48, 64))
+
+    restored = pixels.add_detail(enlarged, photo, (32, 24))
+
+    assert (enlarged - photo).abs().mean() > 0.05
+    assert torch.allclose(restored, photo, atol=1e-5)
+    assert pixels.add_detail(enlarged * 9, photo, (32, 24)).max() <= 1

@@ -20,7 +20,7 @@ from core.neural.transfer.stylize import (
     stylize,
 )
 from core.neural.vgg import Network
-from core.style.schedule import schedule
+from core.style.schedule import Scale, schedule
 from core.style.spec import StyleSpec, parse_spec
 from core.style.vgg_layers import Architecture
 
@@ -148,7 +148,8 @@ def test_the_reported_losses_are_those_of_the_delivered_picture(
         return Control.CONTINUE
 
     result = stylize(inputs, spec, vgg19, keep)
-    target = inputs.target_at(schedule(spec, *photo.size)[-1], spec, vgg19).objective
+    scale = schedule(spec, *photo.size)[-1]
+    target = inputs.target_at(scale, scale.adapt(spec), vgg19).objective
     target.margin.cut(images[-1]).copy_(pixels.to_image(result.picture))
     with torch.no_grad():
         delivered = target(images[-1]).by_name()
@@ -250,6 +251,55 @@ def test_the_papers_content_loss_has_the_same_size_at_every_scale(
     first = {progress.scale: progress.losses["content"] for progress in reversed(seen)}
 
     assert 0.5 < first[1] / first[3] < 3
+
+
+@pytest.mark.parametrize(
+    ("parameters", "sizes"),
+    [({}, [(51, 68)]), ({"optimizer": "adam"}, []), ({"init": "noise"}, [])],
+    ids=str,
+)
+def test_a_finer_scale_begins_with_the_detail_of_the_photo(
+    monkeypatch: pytest.MonkeyPatch,
+    photo: Image.Image,
+    painting: Image.Image,
+    tiny_vgg16: Network,
+    parameters: dict[str, Any],
+    sizes: list[tuple[int, int]],
+) -> None:
+    """test_pixels.py tests the detail itself."""
+    seen: list[tuple[int, ...]] = []
+    add_detail = pixels.add_detail
+
+    def record_detail(image: torch.Tensor, full: torch.Tensor, before: torch.Size) -> torch.Tensor:
+        assert full.shape == image.shape == (1, 3, photo.height, photo.width)
+        seen.append(tuple(before))
+        return add_detail(image, full, before)
+
+    monkeypatch.setattr(pixels, "add_detail", record_detail)
+    spec = parse_spec({"size": 96, "scales": 2, "iterations": 1, **parameters})
+    stylize(StyleInputs(photo, [painting]), spec, tiny_vgg16)
+
+    assert seen == sizes
+
+
+def test_a_finer_scale_leaves_the_deepest_style_layer_out(
+    monkeypatch: pytest.MonkeyPatch,
+    photo: Image.Image,
+    painting: Image.Image,
+    tiny_vgg16: Network,
+) -> None:
+    seen: list[list[str]] = []
+    target_at = StyleInputs.target_at
+
+    def record_layers(inputs: StyleInputs, scale: Scale, spec: StyleSpec, *rest: Any) -> Any:
+        seen.append(list(spec.style_layers))
+        return target_at(inputs, scale, spec, *rest)
+
+    monkeypatch.setattr(StyleInputs, "target_at", record_layers)
+    spec = parse_spec({"size": 96, "scales": 2, "iterations": 1})
+    stylize(StyleInputs(photo, [painting]), spec, tiny_vgg16)
+
+    assert seen == [LAYERS, LAYERS[:-1]]
 
 
 def test_a_scale_that_gains_nothing_ends_early(
