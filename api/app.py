@@ -13,6 +13,7 @@ from starlette.concurrency import run_in_threadpool
 from starlette.middleware.cors import CORSMiddleware
 from starlette.types import ASGIApp
 
+from api import metrics
 from api.assets.files import StaticFile
 from api.background.reaper import Reaper
 from api.fast_path import FastPath
@@ -25,6 +26,7 @@ from api.middleware.head import HeadRequests
 from api.middleware.host_guard import HostGuard
 from api.middleware.reverse_proxy import ReverseProxy
 from api.middleware.security_headers import SecurityHeaders
+from api.middleware.tracing import Tracing
 from api.openapi import document
 from api.rate_limit import RateLimiter
 from api.routes import (
@@ -43,6 +45,7 @@ from api.routes import (
 )
 from api.routes.web import add_page
 from api.settings import ApiSettings
+from core import tracing
 from core.auth.api_keys import ApiKeyStore
 from core.celery_app import make_celery, notify_workers
 from core.config import Settings, read_settings
@@ -62,6 +65,7 @@ _CORS_REQUEST_HEADERS = [
     "If-None-Match",
     "Last-Event-ID",
     "Prefer",
+    "Traceparent",
     "X-Request-Id",
 ]
 # Headers of a response that such a page may read.
@@ -90,11 +94,13 @@ _BEARER = HTTPBearer(
 def create_app(shared: Settings | None = None, own: ApiSettings | None = None) -> FastAPI:
     """Create the application with store, blobs, notifications and reaper. Raises BadSettings."""
     shared, own = shared or read_settings(Settings), own or read_settings(ApiSettings)
+    tracing.configure(shared.traces_url, "impasto-api")
     store = JobStore(
         shared.redis_url,
         cooldown_seconds=COOLDOWN_SECONDS,
         identity_file=shared.blobs_dir / IDENTITY_FILE,
         accepts_unsafe=shared.store_unsafe == "accept",
+        on_call=metrics.record_store_call,
     )
     blobs = Blobs(shared.blobs_dir)
     celery = make_celery(shared.redis_url, timeout_seconds=NOTIFY_TIMEOUT_SECONDS)
@@ -124,6 +130,7 @@ def create_app(shared: Settings | None = None, own: ApiSettings | None = None) -
         reaper.stop()
         for client in (store, keys, rate_limiter):
             client.close()
+        await run_in_threadpool(tracing.flush)
 
     app = FastAPI(
         title="Impasto",
@@ -193,6 +200,8 @@ def _add_middleware(
         )
     app.add_middleware(problems.FrameworkErrors)
     app.add_middleware(AccessLog)
+    if tracing.is_enabled():
+        app.add_middleware(Tracing)
     app.add_middleware(SecurityHeaders)
     app.add_middleware(
         FastPath,

@@ -7,6 +7,7 @@ most one of them. No caller waits forever: while it has no slot, each other pass
 The turns hold within one API process. Knows no pictures and no routes.
 """
 
+import time
 from collections import Counter, deque
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -16,6 +17,7 @@ from anyio import CancelScope, Event, create_task_group, move_on_after
 from starlette.requests import ClientDisconnect
 from starlette.types import Receive
 
+from api import metrics
 from core import errors
 
 WAIT_SECONDS = 30.0
@@ -69,7 +71,11 @@ class FairQueue:
         Raises RetryLater if too many requests of the caller wait, Unavailable if too many do in all
         or the turn does not come in time, and ClientDisconnect.
         """
-        await self._wait_for_turn(waiter)
+        began = time.monotonic()
+        try:
+            await self._wait_for_turn(waiter)
+        finally:
+            metrics.record_slot_wait(self._things, time.monotonic() - began)
         try:
             yield
         finally:

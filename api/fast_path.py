@@ -17,13 +17,14 @@ from api.http import etag
 from api.http.image_response import PictureFile
 from api.http.root_path import service_path
 from api.http.shared_response import SharedResponse
+from api.middleware import tracing as tracing_middleware
 from api.middleware.access_log import choose_request_id, log_request
 from api.middleware.auth import Authentication
 from api.middleware.host_guard import HostGuard
 from api.middleware.security_headers import DATA_HEADERS
 from api.routes import job_events, job_status, jobs
 from api.routes.job_events import EventStream
-from core import errors
+from core import errors, tracing
 from core.log import request_id
 
 _PATH = re.compile(r"/v1/jobs/(job_[a-z2-7]{26})(/events|/result)?")
@@ -43,6 +44,8 @@ class FastPath:
         """headers: of every response, beside the security headers."""
         self._app, self._guard, self._authentication = app, guard, authentication
         self._headers = headers
+        # Where traces are on, a request that belongs to one is traced.
+        self._special = _SPECIAL | {tracing_middleware.HEADER} if tracing.is_enabled() else _SPECIAL
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Handle one request."""
@@ -74,7 +77,7 @@ class FastPath:
 
     def _is_special(self, scope: Scope) -> bool:
         """Whether the request needs more than the fast path does, or is refused."""
-        if not _SPECIAL.isdisjoint(name for name, _ in scope["headers"]):
+        if not self._special.isdisjoint(name for name, _ in scope["headers"]):
             return True
         return self._guard.find_refusal(scope) is not None
 

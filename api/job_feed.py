@@ -20,6 +20,7 @@ from typing import Any, TypeVar
 from anyio import to_thread
 from cachetools import LRUCache
 
+from api import metrics
 from api.http.root_path import root_path
 from api.schemas.job import job_resource
 from core import errors
@@ -68,7 +69,7 @@ class JobFeed:
 
     def __init__(self, redis_url: str, max_subscriptions: int) -> None:
         """max_subscriptions: per caller."""
-        self._reader = JobReader(redis_url)
+        self._reader = JobReader(redis_url, metrics.record_store_call)
         self._max_subscriptions = max_subscriptions
         self._cached: LRUCache[str, JobSnapshot] = LRUCache(MAX_CACHED)
         self._requested: dict[str, _Futures] = {}

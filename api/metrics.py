@@ -1,22 +1,41 @@
 """Prometheus metrics: the requests of this process, and the store's figures for the whole service.
 
-No label contains anything that identifies a caller.
+Each API process reports its own requests: Prometheus scrapes every process by its own address, and
+a query adds them up. The figures of the service come from the store and are equal from every
+process: a query takes the maximum. No label contains anything that identifies a caller, and each
+has few values. docs/monitoring.md lists all metrics; a test compares.
 """
 
+import shutil
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import suppress
 from functools import cache
+from importlib.metadata import version
+from pathlib import Path
 
-from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
+from prometheus_client import (
+    PROCESS_COLLECTOR,
+    CollectorRegistry,
+    Counter,
+    Histogram,
+    disable_created_metrics,
+)
+from prometheus_client.core import GaugeMetricFamily, Metric
+from prometheus_client.exposition import choose_encoder
+from prometheus_client.registry import Collector
 
-from core.jobs.models import Status
+from api import service_metrics
+from core import errors
 from core.jobs.store import JobStore
+from core.log import trace_id
 
-# Each API process reports only its own requests: Prometheus scrapes every process by its own
-# address.
+# They double the time series, and no query here uses them.
+disable_created_metrics()  # type: ignore[no-untyped-call]
 REQUESTS = CollectorRegistry()
 
 _requests_total = Counter(
     "impasto_http_requests_total",
-    "HTTP requests that were answered.",
+    "HTTP requests that were answered, by route template.",
     ["method", "route", "status"],
     registry=REQUESTS,
 )
@@ -27,7 +46,24 @@ _request_duration = Histogram(
     buckets=(0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30),
     registry=REQUESTS,
 )
-_METHODS = frozenset({"GET", "HEAD", "POST", "PATCH", "DELETE", "OPTIONS"})
+_slot_wait = Histogram(
+    "impasto_slot_wait_seconds",
+    "Time that a request waited for a decoder, a conversion of a result, or an estimate.",
+    ["work"],
+    buckets=(0.001, 0.01, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30),
+    registry=REQUESTS,
+)
+_store_call = Histogram(
+    "impasto_store_call_seconds",
+    "Time of a call of the store, by its function.",
+    ["function"],
+    buckets=(0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5),
+    registry=REQUESTS,
+)
+_store_errors = Counter(
+    "impasto_store_errors_total", "Calls of the store that have failed.", registry=REQUESTS
+)
+METHODS = frozenset({"GET", "HEAD", "POST", "PATCH", "DELETE", "OPTIONS"})
 
 
 def record_request(method: str, route: str, status: int, seconds: float) -> None:
@@ -35,9 +71,15 @@ def record_request(method: str, route: str, status: int, seconds: float) -> None
 
     route: the path template, not the path: a client must not be able to create label values.
     """
-    count, duration = _children(method if method in _METHODS else "other", route, status)
-    count.inc()
-    duration.observe(seconds)
+    count, duration = _children(method if method in METHODS else "other", route, status)
+    trace = trace_id.get()
+    if trace is None:
+        count.inc()
+        duration.observe(seconds)
+    else:
+        exemplar = {"trace_id": trace}
+        count.inc(1, exemplar)
+        duration.observe(seconds, exemplar)
 
 
 @cache  # as many as there are time series; finding one by its labels takes longer than counting
@@ -48,29 +90,55 @@ def _children(method: str, route: str, status: int) -> tuple[Counter, Histogram]
     )
 
 
-def render_service_metrics(store: JobStore) -> bytes:
-    """Metrics of the whole service, equal from every API process. Raises StoreUnavailable."""
-    load, workers = store.get_load(), store.list_workers()
-    ended, pending_webhooks = store.get_counts()
-    busy = sum(is_busy for _, is_busy in workers)
+def record_slot_wait(work: str, seconds: float) -> None:
+    """Count a request that has waited for a slot. work: what for."""
+    _slot_wait.labels(work).observe(seconds)
+
+
+def record_store_call(function: str, seconds: float, has_succeeded: bool) -> None:
+    """Count a call of the store."""
+    _store_call.labels(function).observe(seconds)
+    if not has_succeeded:
+        _store_errors.inc()
+
+
+def render(store: JobStore, data_dir: Path, accept: str) -> tuple[bytes, str]:
+    """Return all metrics and their content type, in the format that the client accepts.
+
+    Exemplars are in the OpenMetrics format only. While the store does not answer, the figures of
+    the service are missing and `impasto_store_up` is 0.
+    """
+    encode, content_type = choose_encoder(accept)
     registry = CollectorRegistry()
-    for name, description, value in (
-        ("jobs_queued", "Jobs that wait in the queue.", load.queued),
-        ("jobs_running", "Jobs that run.", load.running),
-        ("workers", "Live workers.", load.workers),
-        ("workers_busy", "Live workers that run a job.", busy),
-        (
-            "job_duration_average_seconds",
-            "Moving average of the time that a job runs.",
-            load.average_job_seconds or 0,
-        ),
-        ("webhooks_pending", "Webhooks that wait to be sent.", pending_webhooks),
-    ):
-        Gauge(f"impasto_{name}", description, registry=registry).set(value)
-    finished = Counter(
-        "impasto_jobs_finished_total", "Jobs that have ended.", ["status"], registry=registry
+    registry.register(_Families([*REQUESTS.collect(), *_collect(store, data_dir)]))
+    return encode(registry), content_type
+
+
+class _Families(Collector):
+    """Metrics that are known already."""
+
+    def __init__(self, families: Sequence[Metric]) -> None:
+        self._families = families
+
+    def collect(self) -> Iterable[Metric]:
+        return self._families
+
+    def describe(self) -> Iterable[Metric]:
+        return []  # nothing to check: `collect` is called once
+
+
+def _collect(store: JobStore, data_dir: Path) -> Iterator[Metric]:
+    info = GaugeMetricFamily("impasto_build_info", "1, with the version.", labels=["version"])
+    info.add_metric([version("impasto")], 1)
+    yield info
+    yield from PROCESS_COLLECTOR.collect()  # memory, CPU time and open files of this process
+    disk = shutil.disk_usage(data_dir if data_dir.exists() else data_dir.anchor)
+    yield service_metrics.gauge("disk_total_bytes", "Size of the data folder's disk.", disk.total)
+    yield service_metrics.gauge("disk_free_bytes", "Its free space.", disk.free)
+    families: list[Metric] = []
+    with suppress(errors.StoreUnavailable):
+        families = [*service_metrics.collect(store)]
+    yield service_metrics.gauge(
+        "store_up", "Whether the store answers this process.", float(bool(families))
     )
-    for status in Status:
-        if status.has_ended:
-            finished.labels(status).inc(ended.get(status, 0))
-    return generate_latest(registry)
+    yield from families

@@ -12,6 +12,7 @@ from typing import Any
 import click
 
 from cli import service
+from cli.audit import audit
 from cli.dataset import dataset
 from cli.demo import demo
 from cli.doctor import doctor
@@ -19,6 +20,7 @@ from cli.info import info
 from cli.jobs import cancel, result, retry, submit, watch
 from cli.keys import keys
 from cli.output import printable
+from cli.status import status
 from cli.stylize import stylize
 from cli.train import train
 from cli.weights import weights
@@ -68,7 +70,7 @@ def impasto() -> None:
 
 for command in (
     service.up, service.api, service.worker, service.webhooks, service.webhook_secret,
-    submit, watch, cancel, retry, result, demo, stylize, info, keys, weights, dataset, train,
-    doctor,
+    submit, watch, cancel, retry, result, demo, stylize, info, status, keys, audit, weights,
+    dataset, train, doctor,
 ):  # fmt: skip
     impasto.add_command(command)

@@ -3,6 +3,9 @@
 It uses the service's store, not its API.
 """
 
+import getpass
+import os
+import socket
 from datetime import datetime
 
 import click
@@ -11,6 +14,8 @@ from cli.store_location import find_store_url, is_store_named
 from core import errors
 from core.auth.api_keys import ApiKeyStore
 from core.config import Settings, read_settings
+from core.jobs import audit
+from core.jobs.audit import Actor
 from core.jobs.models import Priority
 
 
@@ -64,6 +69,7 @@ def revoke(key_id: str) -> None:
 
 
 def _open_store() -> ApiKeyStore:
+    audit.actor.set(Actor(f"terminal:{_find_user()}", socket.gethostname(), is_operator=True))
     config = read_settings(Settings)
     store = ApiKeyStore(find_store_url(config))
     if not is_store_named(config):
@@ -74,3 +80,11 @@ def _open_store() -> ApiKeyStore:
                 "`impasto up` does not run here; start it, or set IMPASTO_REDIS_URL."
             ) from None
     return store
+
+
+def _find_user() -> str:
+    """Return the name of the user at this terminal; a container may know only the number."""
+    try:
+        return getpass.getuser()
+    except (KeyError, OSError):
+        return str(os.getuid())

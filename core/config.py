@@ -52,6 +52,12 @@ class Settings(BaseSettings):
     log_format: log.LogFormat = Field(
         "text", description="Log format: text for people, json for machines."
     )
+    traces_url: str = Field(
+        "",
+        pattern=r"^(https?://\S+)?$",
+        description="OTLP/HTTP endpoint of an OpenTelemetry collector, "
+        "http://collector:4318/v1/traces; if empty, traces are off.",
+    )
     url: str = Field(
         "http://127.0.0.1:8000",
         description="URL of the service for clients (submit, watch and so on).",

@@ -24,6 +24,7 @@ BATCH_LINES = 500
 LogFormat = Literal["text", "json"]
 
 request_id: ContextVar[str | None] = ContextVar("request_id", default=None)
+trace_id: ContextVar[str | None] = ContextVar("trace_id", default=None)  # 32 hexadecimal digits
 
 _JOB_ID = re.compile(r"\bjob_[a-z2-7]{26}\b")
 _PASSWORD = re.compile(r"(?<=://)[^/@\s]*@")  # of a URL: redis://:password@host
@@ -84,8 +85,9 @@ class BatchHandler(logging.StreamHandler[TextIO]):
 class JsonLines(logging.Formatter):
     """Formats a record as a JSON object in one line of ASCII.
 
-    Keys: time, level, logger, message; job, request and trace if there are any; and the entries of
-    the record's `fields`. The job is the first job id in the message.
+    Keys: time, level, logger, message; job, request, trace_id (of OpenTelemetry) and trace (of an
+    exception) if there are any; and the entries of the record's `fields`. The job is the first job
+    id in the message.
     """
 
     def format(self, record: logging.LogRecord) -> str:
@@ -99,6 +101,7 @@ class JsonLines(logging.Formatter):
             "message": message,
             "job": job and job[0],
             "request": request_id.get(),
+            "trace_id": trace_id.get(),
             **getattr(record, "fields", {}),
             "trace": _mask_passwords(_format_trace(self, record)),
         }

@@ -30,7 +30,7 @@ from core import errors
 from core.config import Settings, read_settings
 from core.images.validation import Format
 from core.jobs.models import Batch, Frame, Job, Priority, Status
-from core.jobs.service_info import Estimate, ModelInfo, SystemInfo
+from core.jobs.service_info import Estimate, ModelInfo, Readiness, SystemInfo
 from core.style.presets import Preset
 from impasto.connection import describe_failure, describe_proxy, open_http
 
@@ -110,6 +110,25 @@ class Client:
             return self._http.get(path, timeout=2).status_code == 200
         except httpx2.HTTPError:
             return False
+
+    def readiness(self) -> Readiness:
+        """Return whether the service is ready, and why not. Needs no key, and does not retry."""
+        response = self._send("GET", "/readyz")
+        try:
+            body = response.json()
+            fields = {name: body[name] for name in ("checks", "warnings")}
+        except (ValueError, KeyError, TypeError):
+            raise _not_ours(response) from None
+        reason = None if response.is_success else str(body.get("detail"))
+        return Readiness(ready=response.is_success, reason=reason, **fields)
+
+    def operator(self, view: str, **parameters: Any) -> Any:
+        """Return what GET /v1/operator/{view} shows, as in docs/api.md: status, hours, audit ...
+
+        Raises Unauthorized, AdminRequired: the key must be one of an operator.
+        """
+        path = f"/v1/operator/{quote(view, safe='')}"
+        return self._request("GET", path, params=_drop_none(parameters)).json()
 
     def link(self, job: Job) -> str:
         """Return the URL of the job."""
@@ -448,6 +467,13 @@ class Client:
             pause = min(2 * pause, MAX_PAUSE_SECONDS)
 
     def _request_once(self, method: str, path: str, **request: Any) -> httpx2.Response:
+        response = self._send(method, path, **request)
+        if response.is_success or response.status_code == 304:
+            return response
+        raise _to_error(response)
+
+    def _send(self, method: str, path: str, **request: Any) -> httpx2.Response:
+        """Return any answer. Raises ServiceUnreachable."""
         try:
             if self._needs_probe:
                 self._http.get("/livez", timeout=PROXY_SECONDS)
@@ -456,9 +482,7 @@ class Client:
         except httpx2.HTTPError as error:
             raise errors.ServiceUnreachable(describe_failure(error, self.url)) from error
         self._has_answered = True
-        if response.is_success or response.status_code == 304:
-            return response
-        raise _to_error(response)
+        return response
 
     def _is_temporary(self, error: errors.ImpastoError) -> bool:
         """Whether a retry may succeed.

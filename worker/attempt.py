@@ -13,7 +13,7 @@ from functools import partial
 from PIL import Image
 from tenacity import stop_after_attempt
 
-from core import errors
+from core import errors, tracing
 from core.images import codec
 from core.images.decoder import SandboxedDecoder
 from core.jobs.models import Job, ModelUsed
@@ -37,8 +37,10 @@ from worker.lease import Lease
 from worker.process import shutting_down
 from worker.reporter import Reporter
 from worker.retry import MAX_TRIES, make_retrying
+from worker.scale_spans import ScaleSpans
 from worker.settings import WorkerSettings
 from worker.spec_updates import SpecUpdates
+from worker.statistics import RunStatistics
 from worker.watchdog import HangWatchdog
 
 FINAL_CHECKPOINT_SECONDS = 5.0  # timeout of the last checkpoint at a shutdown
@@ -62,10 +64,12 @@ class Attempt:
         settings: WorkerSettings,
         limits: JobLimits,
         style_cache: StyleCache | None = None,
+        statistics: RunStatistics | None = None,
     ) -> None:
-        """style_cache: statistics of the paintings of earlier jobs."""
+        """style_cache: statistics of the paintings of earlier jobs. statistics: count the steps."""
         self._job, self._blobs, self._checkpoints = job, blobs, checkpoints
         self._settings, self._limits, self._style_cache = settings, limits, style_cache
+        self._statistics = statistics or RunStatistics()
         self._run_began_at = math.inf  # as if the earlier attempts had run just before it
         self._state = RunState()
         self._watchdog = HangWatchdog(device.device_busy_waits)
@@ -102,12 +106,33 @@ class Attempt:
             preview_px=settings.preview_px,
         )
         self._next_preview = 0.0
+        self._scale_spans = ScaleSpans()
+        self._outcome = ""  # for the trace: succeeded, stopped, or the code of the error
 
     def run(self, load: LoadNetwork) -> bool:
         """Bring the job to its end, or release it. Returns False for a job that was released.
 
         load: returns the network for a model, and the planner of its runs. Raises DeviceLost.
         """
+        with tracing.span(
+            "attempt",
+            self._job.traceparent,
+            "CONSUMER",
+            impasto__job=self._job.id,
+            impasto__attempt=self._job.attempt,
+        ) as span:
+            self._record_wait()
+            return self._run_until_end(load, span)
+
+    def _record_wait(self) -> None:
+        """Record how long the job was queued, before its first attempt."""
+        job = self._job
+        if job.traceparent and job.started_at and job.started_at == job.claimed_at:
+            tracing.record(
+                "queue", job.traceparent, job.created_at, job.started_at, impasto__job=job.id
+            )
+
+    def _run_until_end(self, load: LoadNetwork, span: tracing.Span) -> bool:
         job, is_done = self._job, True
         log.info("%s: attempt %d%s", job.id, job.attempt, " resumes" if job.checkpoint else "")
         with self._watchdog:
@@ -115,17 +140,24 @@ class Attempt:
                 with self._lease, self._reporter:
                     status = self._run_and_end(load)
                 log.info("%s: attempt %d ended: %s", job.id, job.attempt, status)
+                span.add(impasto__outcome=self._outcome)
+                if self._outcome != "succeeded":
+                    span.fail(self._outcome)
             except errors.LeaseLost:
+                span.fail("lease_lost")
                 log.warning("%s: stopped, because its lease is lost or it is deleted", job.id)
             except errors.ShuttingDown:
+                span.add(impasto__outcome="released")
                 is_done = False
                 self._finisher.release()
             except errors.Unavailable as error:  # the service's fault, not the job's
+                span.fail(error.code)
                 log.warning("%s: %s", job.id, error.message)
                 is_done = False
                 self._finisher.release()
             finally:
                 self._checkpoint_writer.close()
+                self._statistics.end_run()
                 self._state.event = None  # it refers to images on the device
             if self._finisher.has_ended:  # else the next attempt resumes from a checkpoint
                 self._checkpoint_writer.delete_all()
@@ -136,9 +168,12 @@ class Attempt:
     def _run_and_end(self, load: LoadNetwork) -> LeaseStatus:
         try:
             result, load_seconds = self._run(load)
-            if result.stopped:
-                return self._finisher.end_stopped()
-            return self._finisher.succeed(result, load_seconds)
+            with tracing.span("write result"):
+                if result.stopped:
+                    self._outcome = "stopped"
+                    return self._finisher.end_stopped()
+                self._outcome = "succeeded"
+                return self._finisher.succeed(result, load_seconds)
         except errors.Unavailable:
             raise
         except errors.Diverged as diverged:
@@ -151,6 +186,7 @@ class Attempt:
         except Exception:
             log.exception("%s: failed", self._job.id)
             error = errors.ImpastoError()
+        self._outcome = error.code
         return self._finisher.fail(error)
 
     def _end_early(self, status: LeaseStatus) -> None:
@@ -170,12 +206,13 @@ class Attempt:
         """Return the result, and the seconds until the network was loaded."""
         start = time.monotonic()
         job_input = self._job.input
-        with SandboxedDecoder() as decoder:
+        with tracing.span("decode pictures"), SandboxedDecoder() as decoder:
             images = job_input.load_images(self._read, decoder.decode)
         inputs = StyleInputs(**images._asdict(), style_cache=self._style_cache)
         spec = parse_spec(job_input.spec)
         self._watchdog.begin_phase("device")
-        network, planner = load(spec.model)
+        with tracing.span("load network", impasto__model=spec.model):
+            network, planner = load(spec.model)
         self._state.model = ModelUsed(name=network.name, sha256=network.sha256)
         self._watchdog.begin_phase("host")
         resume = self._load_checkpoint()
@@ -183,7 +220,9 @@ class Attempt:
         earlier_seconds = resume.header.seconds if resume else 0.0
         self._run_began_at = time.monotonic() - earlier_seconds
         self._watchdog.begin_phase("device")
-        result = stylize(inputs, spec, network, self._on_step, planner, resume=resume)
+        self._statistics.begin_run()
+        with self._scale_spans:
+            result = stylize(inputs, spec, network, self._on_step, planner, resume=resume)
         self._run_began_at = math.inf  # a finished run is kept, however long its file takes
         self._watchdog.begin_phase("host")
         return result, load_seconds
@@ -225,6 +264,8 @@ class Attempt:
     def _on_step(self, event: StepEvent) -> Control:
         """Called by the run after every iteration. Raises LeaseLost, ShuttingDown."""
         self._watchdog.report_step()
+        self._statistics.count_step(event.progress)
+        self._scale_spans.report(event.progress)
         if self._state.event is None and self._job.checkpoint is not None:
             # A checkpoint at once, or one step later, would count as progress of this attempt.
             self._checkpoint_writer.restart_interval()

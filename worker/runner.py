@@ -26,6 +26,7 @@ from worker.estimator import EstimateService
 from worker.process import process_name, shutting_down
 from worker.retry import RETRY_SECONDS
 from worker.settings import WorkerSettings
+from worker.statistics import RunStatistics
 
 HEARTBEAT_SECONDS = 1.0
 MAX_NETWORKS = 2  # loaded at the same time
@@ -50,6 +51,7 @@ class JobRunner:
         self._networks: dict[str, tuple[Network, Planner]] = {}
         self._run_lock = threading.Lock()
         self._style_cache = StyleCache()
+        self._statistics = RunStatistics()
 
     def load_network(self, model: ModelName) -> tuple[Network, Planner]:
         """Return the network, which is loaded at its first use, and the planner of its runs."""
@@ -127,6 +129,7 @@ class JobRunner:
             settings=self._worker,
             limits=self._limits,
             style_cache=self._style_cache,
+            statistics=self._statistics,
         )
         with self._run_lock:
             is_done = attempt.run(self._load_and_record)
@@ -174,8 +177,12 @@ class JobRunner:
         _, planner = self._load_and_record("auto")
         # A run's first call to the device; it fails here if the device is lost.
         planner.free_bytes()
+        network, _ = self.load_network("auto")
         threading.Thread(
-            target=self._send_heartbeats, args=(self._describe(),), name="heartbeat", daemon=True
+            target=self._send_heartbeats,
+            args=(self._describe(), network),
+            name="heartbeat",
+            daemon=True,
         ).start()
         EstimateService(self._store, self).start()
 
@@ -188,15 +195,17 @@ class JobRunner:
             networks=self._weights.names(),
         )
 
-    def _send_heartbeats(self, info: WorkerInfo) -> None:
+    def _send_heartbeats(self, info: WorkerInfo, network: Network) -> None:
         pause = threading.Event()
         while True:
+            done = self._statistics.take()
             try:
                 # Networks may have been imported or removed meanwhile.
                 current = info.model_copy(update={"networks": self._weights.names()})
-                self._store.heartbeat(self._name, current)
+                use = self._statistics.measure(network)
+                self._store.heartbeat(self._name, current, use, done)
             except errors.Unavailable:  # the next heartbeat follows in a second
-                pass
+                self._statistics.give_back(done)
             except Exception:
                 log.exception("a heartbeat failed")
             pause.wait(HEARTBEAT_SECONDS)

@@ -9,9 +9,15 @@ from typing import TYPE_CHECKING, Any
 
 from billiard.process import active_children
 from celery import shared_task
-from celery.signals import setup_logging, worker_process_init, worker_ready, worker_shutting_down
+from celery.signals import (
+    setup_logging,
+    worker_process_init,
+    worker_process_shutdown,
+    worker_ready,
+    worker_shutting_down,
+)
 
-from core import errors
+from core import errors, tracing
 from core.celery_app import STYLIZE, notify_workers
 from core.config import Settings, read_settings
 from core.jobs.store import JobStore
@@ -76,6 +82,7 @@ def _warm_up(**_: Any) -> None:
     try:
         # A signal that arrives earlier does no harm: the default action of SIGURG is to ignore it.
         process.on_signals(process.shutting_down.set, signal.SIGURG)
+        tracing.configure(read_settings(Settings).traces_url, "impasto-worker")
         _get_runner().warm_up()
     except (Exception, errors.DeviceLost) as error:
         _start_failed.set()
@@ -87,6 +94,11 @@ def _warm_up(**_: Any) -> None:
         if isinstance(error, errors.BadSettings):  # a restart would not help; `impasto up` ends
             os.kill(os.getppid(), process.REFUSED)
         os.kill(os.getppid(), signal.SIGTERM)
+
+
+@worker_process_shutdown.connect
+def _flush_traces(**_: Any) -> None:
+    tracing.flush()
 
 
 @worker_ready.connect

@@ -26,7 +26,7 @@ CACHE_BYTES = 64_000_000
 MEMORY_BYTES = 1_000_000  # larger responses go to a temporary file, so slow clients hold no memory
 
 # Converting a result of 8192 px takes half a gigabyte.
-_conversions = FairQueue("conversions of pictures", min(4, max(1, (os.cpu_count() or 1) // 2)))
+_conversions = FairQueue("conversions", min(4, max(1, (os.cpu_count() or 1) // 2)))
 
 
 def create_cache(max_bytes: int) -> LRUCache[str, bytes]:

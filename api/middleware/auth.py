@@ -28,7 +28,10 @@ from api.http.root_path import service_path
 from api.rate_limit import RateLimiter, RequestKind, normalize_address
 from core import errors
 from core.auth.api_keys import ApiKey, ApiKeyStore
+from core.jobs import audit
+from core.jobs.audit import Actor
 from core.jobs.models import LOCAL_OWNER, Priority
+from core.log import request_id
 
 PUBLIC_PATHS = frozenset(
     {"/", "/operator", "/share", "/sw.js", "/favicon.ico"}
@@ -37,6 +40,7 @@ PUBLIC_PATHS = frozenset(
 PUBLIC_FOLDERS = ("/web/", "/web-", "/j/", "/docs/ui/")
 OPERATOR_FOLDER = "/v1/operator/"  # for admin keys only
 CACHE_SECONDS = 1.0  # a revoked key works at most this long
+_READING = frozenset({"GET", "HEAD", "OPTIONS"})  # methods that change nothing
 LAST_USED_SECONDS = 60.0  # precision of a key's last_used_at
 
 
@@ -97,8 +101,11 @@ class Authentication:
         state, path = scope.setdefault("state", {}), service_path(scope)
         if "caller" in state:  # api/fast_path.py has identified and counted it
             return
-        if not self._is_required and not path.startswith(OPERATOR_FOLDER):
-            state.update(caller=Caller(address=_address_of(scope)), has_access=_always_has_access)
+        is_operator = path.startswith(OPERATOR_FOLDER)
+        if not self._is_required and not is_operator:
+            caller = Caller(address=_address_of(scope))
+            state.update(caller=caller, has_access=_always_has_access)
+            _set_actor(scope, caller.owner)
             return
         secret = read_bearer_token(Headers(scope=scope).getlist("authorization"))
         try:
@@ -108,10 +115,21 @@ class Authentication:
                 await self._rate_limiter.count_auth_failure(_address_of(scope))
             raise
         await self._rate_limiter.count_request(key.id, classify_request(scope["method"], path))
-        if path.startswith(OPERATOR_FOLDER) and not key.admin:
+        if is_operator and not key.admin:
+            _set_actor(scope, key.id)
+            if scope["method"] not in _READING:
+                await run_in_threadpool(self._keys.record_denial, scope["method"])
             raise errors.AdminRequired()
+        _set_actor(scope, key.id, is_operator=is_operator)
         has_access = partial(self._keys.is_valid, secret)
         state.update(caller=Caller(key.id, key.priority), has_access=has_access)
+
+
+def _set_actor(scope: Scope, caller_id: str, *, is_operator: bool = False) -> None:
+    """Name the caller in the audit log, for what the rest of this request changes."""
+    if scope["method"] not in _READING:
+        address = _address_of(scope)
+        audit.actor.set(Actor(caller_id, address, is_operator, request_id.get()))
 
 
 def _address_of(scope: Scope) -> str:
@@ -168,6 +186,11 @@ class ApiKeyCache:
             except errors.Unauthorized:
                 return False
         return True
+
+    def record_denial(self, method: str) -> None:
+        """Add to the audit log that an operator's route was refused. An outage hides nothing."""
+        with suppress(errors.StoreUnavailable):
+            self._keys.record_denial(method)
 
     async def find(self, secret: str) -> ApiKey:
         """The key with this secret. Raises Unauthorized, StoreUnavailable."""

@@ -210,9 +210,11 @@ RESPONSES: dict[str, Any] = {
         "limits": _DEFAULT_FORM["limits"],
         "store": {"problems": [], "unchecked": [], "identity": "same"},
         "intake_paused_at": None,
+        "queue_work_seconds": 64.2,
     },
     "OperatorStatus": {
         "intake_paused_at": None,
+        "queue_work_seconds": 64.2,
         "queued": 3,
         "running": 1,
         "average_job_seconds": 21.4,
@@ -251,6 +253,23 @@ RESPONSES: dict[str, Any] = {
     },
     "JobState": {"id": JOB_ID, "status": "queued", "position": 0, "cancel_requested": False},
     "IntakeState": {"paused_at": None},
+    "AuditPage": {
+        "entries": [
+            {
+                "id": "1795857300000-0",
+                "log": "callers",
+                "time": "2026-11-28T09:15:00Z",
+                "actor": _KEY["id"],
+                "address": "192.0.2.7",
+                "action": "job.create",
+                "target": JOB_ID,
+                "outcome": "created",
+                "request_id": "5f0c9a1be0a74d31",
+                "details": {},
+            }
+        ],
+        "before": "1795857300000-0",
+    },
     "KeyUsageList": {
         "keys": [
             {

@@ -17,6 +17,7 @@ from api.dependencies import Configuration, Owner, Store
 from api.http.root_path import add_root_path
 from core import errors
 from core.auth.api_keys import ApiKey, ApiKeyStore
+from core.jobs.audit import AuditEntry, AuditFilter, Log
 from core.jobs.models import Priority, Status, is_job_id
 from core.jobs.operations import (
     MAX_HOURS,
@@ -31,7 +32,7 @@ from core.jobs.store import WORKER_TTL_MS
 
 router = APIRouter(prefix="/v1/operator", tags=["operator"])
 
-log = logging.getLogger(__name__)
+_log = logging.getLogger(__name__)
 
 _BODY_BYTES = 10_000
 
@@ -60,6 +61,7 @@ class OperatorStatus(BaseModel):
     queued: int
     running: int
     average_job_seconds: float | None
+    queue_work_seconds: float
     workers: list[WorkerState]
     webhooks_pending: int
     disk: DiskUsage
@@ -139,6 +141,13 @@ class JobState(BaseModel):
     cancel_requested: bool
 
 
+class AuditPage(BaseModel):
+    """Entries of the audit log, newest first. before: the cursor of older ones, null at the end."""
+
+    entries: list[AuditEntry]
+    before: str | None
+
+
 class IntakeState(BaseModel):
     """Since when no new jobs are accepted; null if they are."""
 
@@ -156,6 +165,7 @@ def get_status(request: Request, store: Store, config: Configuration) -> Operato
         queued=load.queued,
         running=load.running,
         average_job_seconds=load.average_job_seconds,
+        queue_work_seconds=round(store.get_queue_work_seconds(), 1),
         workers=operations.list_workers(WORKER_TTL_MS),
         webhooks_pending=store.get_counts()[1],
         disk=DiskUsage(
@@ -189,7 +199,7 @@ def list_queue(
 def cancel_job(job_id: JobId, store: Store, operator: Owner) -> JobState:
     """Cancel as the caller of the job could. Safe to repeat."""
     store.cancel(job_id)
-    log.info("operator %s cancels %s", operator, job_id)
+    _log.info("operator %s cancels %s", operator, job_id)
     return _get_state(store, job_id)
 
 
@@ -197,7 +207,7 @@ def cancel_job(job_id: JobId, store: Store, operator: Owner) -> JobState:
 def move_job(job_id: JobId, move: QueueMove, store: Store, operator: Owner) -> JobState:
     """Let a queued job start first or last, whatever its priority; 409 if it has started."""
     store.operations.move_in_queue(job_id, move.to)
-    log.info("operator %s moves %s: %s", operator, job_id, move.to)
+    _log.info("operator %s moves %s: %s", operator, job_id, move.to)
     return _get_state(store, job_id)
 
 
@@ -205,7 +215,7 @@ def move_job(job_id: JobId, move: QueueMove, store: Store, operator: Owner) -> J
 def pause_intake(store: Store, operator: Owner) -> IntakeState:
     """Refuse submissions with 503 `intake_paused` from now on. Jobs that are queued run."""
     store.operations.pause_intake()
-    log.info("operator %s pauses the intake of jobs", operator)
+    _log.info("operator %s pauses the intake of jobs", operator)
     return IntakeState(paused_at=store.operations.get_intake_pause())
 
 
@@ -213,8 +223,30 @@ def pause_intake(store: Store, operator: Owner) -> IntakeState:
 def resume_intake(store: Store, operator: Owner) -> IntakeState:
     """End a pause. Safe to repeat."""
     store.operations.resume_intake()
-    log.info("operator %s resumes the intake of jobs", operator)
+    _log.info("operator %s resumes the intake of jobs", operator)
     return IntakeState(paused_at=store.operations.get_intake_pause())
+
+
+@router.get("/audit", summary="The audit log")
+def list_audit(
+    *,
+    store: Store,
+    limit: Annotated[int, Query(ge=1, le=100)] = 50,
+    before: Annotated[str | None, Query(pattern=r"^[0-9]{1,16}-[0-9]{1,16}$")] = None,
+    log: Log | None = None,
+    actor: str | None = None,
+    action: str | None = None,
+    target: str | None = None,
+    outcome: str | None = None,
+) -> AuditPage:
+    """Return who has changed what, newest first. `action` may be the beginning of one.
+
+    With a filter, a page may be short, or empty, and still have a cursor: it examines 2,000
+    entries of each log at most.
+    """
+    accept = AuditFilter(actor, action, target, outcome)
+    entries, cursor = store.audit.read(limit, before, accept, log)
+    return AuditPage(entries=entries, before=cursor)
 
 
 @router.get("/keys", summary="API keys, their use and limits")
@@ -240,7 +272,7 @@ def create_key(new: NewKey, request: Request, response: Response, operator: Owne
     """Return a new key with its secret, which is shown only this once."""
     response.headers["Location"] = add_root_path(f"{router.prefix}/keys")
     key, secret = _get_keys(request).create(new.name, new.priority, admin=new.admin)
-    log.info("operator %s creates %s, admin: %s", operator, key.id, key.admin)
+    _log.info("operator %s creates %s, admin: %s", operator, key.id, key.admin)
     return CreatedKey(key=key, secret=secret)
 
 
@@ -253,7 +285,7 @@ def create_key(new: NewKey, request: Request, response: Response, operator: Owne
 def revoke_key(key_id: str, request: Request, operator: Owner) -> Response:
     """Refuse the key from now on. Its jobs stay and run. Safe to repeat."""
     _get_keys(request).revoke(key_id)
-    log.info("operator %s revokes %s", operator, key_id)
+    _log.info("operator %s revokes %s", operator, key_id)
     return Response(status_code=204)
 
 

@@ -3,8 +3,7 @@
 from collections import Counter
 from importlib.metadata import version
 
-from fastapi import APIRouter, Response
-from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
+from fastapi import APIRouter, Request, Response
 
 from api import dependencies, metrics
 from api.dependencies import Configuration, Store
@@ -56,6 +55,7 @@ def get_system(
         limits=get_limits(config, job_limits),
         store=store.monitor.check(),
         intake_paused_at=store.operations.get_intake_pause(),
+        queue_work_seconds=round(store.get_queue_work_seconds(), 1),
     )
 
 
@@ -81,9 +81,8 @@ def list_models(store: Store) -> ModelList:
     responses={200: {"content": {"text/plain": {"schema": {"type": "string"}}}}},
     summary="Metrics for Prometheus",
 )
-def get_metrics(store: Store) -> Response:
+def get_metrics(request: Request, store: Store) -> Response:
     """Return metrics of this process's requests and of the service's queue, workers and jobs."""
-    return Response(
-        generate_latest(metrics.REQUESTS) + metrics.render_service_metrics(store),
-        media_type=CONTENT_TYPE_LATEST,
-    )
+    accept = request.headers.get("accept", "")
+    text, content_type = metrics.render(store, request.app.state.data_dir, accept)
+    return Response(text, headers={"Content-Type": content_type})

@@ -49,7 +49,7 @@ async def create_or_replay(
         context = submissions.build_context(key, request_hash=request_hash)
         context = context.model_copy(update={"picture_bytes": picture_bytes})
         batch, replayed = await run_in_threadpool(
-            _create_batch, submission, spec, options, context, submissions
+            _create_batch, submission, spec, options, context, submissions, sizes=sizes
         )
         return batch, replayed, warnings
 
@@ -117,10 +117,13 @@ def _create_batch(
     options: SubmissionOptions,
     context: SubmissionContext,
     submissions: SubmissionService,
+    *,
+    sizes: Sequence[Size],
 ) -> tuple[Batch, bool]:
     """Store the pictures, create the jobs and wake the workers.
 
-    Also returns whether the same request has created the batch in the meantime.
+    sizes: of the pictures, the photos first. Also returns whether the same request has created the
+    batch in the meantime.
     """
     store, blobs = submissions.store, submissions.blobs
     contents = [store_picture(picture, store, blobs) for picture in submission.contents]
@@ -130,6 +133,8 @@ def _create_batch(
         for content in contents
         for style in styles
     ]
+    sizes_by_digest = dict(zip(contents, sizes, strict=False))
+    context = context.model_copy(update={"picture_sizes": sizes_by_digest})
     batch_id = new_batch_id()
     batch = store.create_batch(batch_id, inputs, options, submissions.limits, context)
     if batch.id == batch_id and any(not job.status.has_ended for job in batch.jobs):

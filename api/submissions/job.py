@@ -9,7 +9,7 @@ from starlette.concurrency import run_in_threadpool
 from api.schemas.job import JobResource
 from api.schemas.submission import JobSubmission, Picture, compute_request_hash
 from api.submissions import estimates, parser
-from api.submissions.estimates import PictureSizes
+from api.submissions.estimates import PictureSizes, Size
 from api.submissions.pictures import check_digest, inspect_picture, picture_path, store_picture
 from api.submissions.service import SubmissionService
 from core import errors
@@ -65,8 +65,16 @@ async def create_checked(
     spec = submissions.job_limits.clip_defaults(spec, chosen, *sizes.content)
     await estimates.check_limits(submissions, spec, sizes, len(submission.masks))
     job_input = await run_in_threadpool(_store_pictures, submission, spec, submissions)
+    context = context.model_copy(update={"picture_sizes": _sizes_by_digest(job_input, sizes)})
     job = await run_in_threadpool(submissions.create_job, job_input, options, context, response)
     return job.model_copy(update={"warnings": warnings})
+
+
+def _sizes_by_digest(job_input: JobInput, sizes: PictureSizes) -> dict[str, Size]:
+    found = {job_input.content: sizes.content}
+    if job_input.init_image is not None and sizes.init is not None:
+        found[job_input.init_image] = sizes.init
+    return found
 
 
 def _apply_provenance(submission: JobSubmission, submissions: SubmissionService) -> JobSubmission:

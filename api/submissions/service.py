@@ -24,7 +24,7 @@ from api.schemas.job import JOBS, RETRY_AFTER_SECONDS, JobResource, job_resource
 from api.schemas.submission import Picture
 from api.submissions.multipart import FormQuota
 from api.submissions.pictures import measure_picture
-from core import errors
+from core import errors, tracing
 from core.jobs.models import (
     Job,
     JobInput,
@@ -101,6 +101,7 @@ class SubmissionService:
             request_hash=request_hash,
             retried_from=retried_from,
             root_path=root_path.get(),
+            traceparent=tracing.traceparent(),
         )
 
     @property

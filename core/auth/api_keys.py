@@ -17,6 +17,7 @@ from typing import Any
 from pydantic import BaseModel, ConfigDict
 
 from core import errors
+from core.jobs import audit
 from core.jobs.models import Priority
 from core.redis_client import PREFIX, CircuitBreaker, connect
 
@@ -73,6 +74,7 @@ class ApiKeyStore:
         with self._circuit_breaker, self._redis.pipeline() as pipe:
             pipe.hset(_redis_key(secret), mapping=fields)
             pipe.hset(f"{PREFIX}keys", key.id, _hash_secret(secret))
+            audit.append(pipe, "key.create", key.id, name=name, priority=priority, admin=admin)
             pipe.execute()
         return key, secret
 
@@ -116,7 +118,16 @@ class ApiKeyStore:
                 raise errors.BadInput(
                     "There is no key with this id; `impasto keys list` shows all."
                 )
-            self._redis.hset(f"{PREFIX}key:{digest}", "revoked", 1)
+            with self._redis.pipeline() as pipe:
+                pipe.hset(f"{PREFIX}key:{digest}", "revoked", 1)
+                audit.append(pipe, "key.revoke", key_id)
+                pipe.execute()
+
+    def record_denial(self, method: str) -> None:
+        """Add to the audit log that a key which is no operator's tried to operate the service."""
+        with self._circuit_breaker, self._redis.pipeline() as pipe:
+            audit.append(pipe, "operator.request", outcome="denied", method=method)
+            pipe.execute()
 
 
 def _random_text(byte_count: int) -> str:

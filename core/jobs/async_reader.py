@@ -4,6 +4,7 @@ It reads many jobs in one call over one connection, and listens for changes over
 never changes a job. See docs/decisions/0002-synchronous-store.md.
 """
 
+import time
 from collections.abc import AsyncIterator, Mapping
 from typing import Any
 
@@ -16,6 +17,7 @@ from core import errors
 from core.jobs import store
 from core.jobs.models import Job, QueuePosition, ServiceLoad
 from core.jobs.serialization import parse_job, parse_load
+from core.jobs.store import OnCall
 from core.redis_client import (
     CONNECT_TIMEOUT_SECONDS,
     PREFIX,
@@ -31,7 +33,9 @@ SILENCE_SECONDS = 5.0  # without a message; then a ping checks the connection
 class JobReader:
     """For one event loop. Methods raise StoreUnavailable if the server does not answer in time."""
 
-    def __init__(self, redis_url: str) -> None:
+    def __init__(self, redis_url: str, on_call: OnCall | None = None) -> None:
+        """on_call: see JobStore."""
+        self._on_call = on_call
         self._redis: Any = Redis.from_url(
             redis_url,
             decode_responses=True,
@@ -84,6 +88,16 @@ class JobReader:
                         yield ""
 
     async def _call(self, function: str, args: list[str | int]) -> Any:
+        began, has_succeeded = time.monotonic(), False
+        try:
+            result = await self._call_loaded(function, args)
+            has_succeeded = True
+            return result
+        finally:
+            if self._on_call is not None:
+                self._on_call(function, time.monotonic() - began, has_succeeded)
+
+    async def _call_loaded(self, function: str, args: list[str | int]) -> Any:
         version, code = store.load_library()
         try:
             return await self._redis.fcall(f"{version}_{function}", 1, PREFIX, *args)

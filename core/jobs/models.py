@@ -209,7 +209,9 @@ class SubmissionContext(_Record):
     retried_from: str | None = None
     batch_id: str | None = None
     picture_bytes: dict[str, int] = {}  # of the pictures, by digest
+    picture_sizes: dict[str, tuple[int, int]] = {}  # (width, height) in px, by digest
     root_path: str = ""  # of the request: the webhook's links begin with it
+    traceparent: str | None = None  # the request's trace, to which the job's spans belong
 
 
 class QueueLimits(_Record):
@@ -285,6 +287,31 @@ class WorkerInfo(_Record):
     precision: str  # of the network
     network: str  # the one that `auto` resolves to
     networks: list[str]  # those whose weights are present
+
+
+class WorkerUse(_Record):
+    """What a worker uses of its device now. The memory is that of the device, or of the process."""
+
+    device: str  # its kind, and a card's index or UUID: cpu, cuda:0
+    memory_used_bytes: int = 0
+    memory_total_bytes: int = 0
+    utilization: float | None = None  # 0 to 1; None: not known
+    iterations_per_second: float = 0.0  # 0 while no job runs
+
+
+class WorkCounts(_Record):
+    """What a worker has done since its last heartbeat."""
+
+    iterations: int = 0
+    evaluations: int = 0  # forward and backward passes of the network
+    evaluated_pixels: int = 0
+
+    def __add__(self, other: "WorkCounts") -> "WorkCounts":
+        return WorkCounts(
+            iterations=self.iterations + other.iterations,
+            evaluations=self.evaluations + other.evaluations,
+            evaluated_pixels=self.evaluated_pixels + other.evaluated_pixels,
+        )
 
 
 class EstimateRequest(_Record):
@@ -375,6 +402,8 @@ class Job(_Record):
     owner: str = Field(LOCAL_OWNER, exclude=True)
     webhook: str | None = Field(None, exclude=True)
     root_path: str = Field("", exclude=True)  # the webhook's links begin with it
+    claimed_at: datetime | None = Field(None, exclude=True)  # by the newest attempt
+    traceparent: str | None = Field(None, exclude=True)  # of the request that submitted the job
 
     @property
     def has_ended(self) -> bool:

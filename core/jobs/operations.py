@@ -16,6 +16,7 @@ import redis
 from pydantic import BaseModel, ConfigDict
 
 from core import errors
+from core.jobs import audit
 from core.jobs.models import Priority, Status, WorkerInfo, parse_timestamp
 from core.redis_client import PREFIX, CircuitBreaker
 
@@ -105,7 +106,8 @@ class Operations:
 
         Raises JobNotFound, and Conflict if it is not queued any more.
         """
-        outcome = self._call("move_in_queue", "", job_id, to)
+        entry = audit.build_entry("job.move", job_id, to=to)
+        outcome = self._call("move_in_queue", "", job_id, to, entry=entry)
         if outcome is None:
             raise errors.JobNotFound()
         if outcome == "started":
@@ -113,15 +115,19 @@ class Operations:
 
     def pause_intake(self) -> None:
         """Accept no new jobs from now on; those that are queued run. Safe to repeat."""
-        with self._circuit_breaker:
+        with self._circuit_breaker, self._redis.pipeline() as pipe:
             seconds, microseconds = self._redis.time()
             now_ms = seconds * 1000 + microseconds // 1000
-            self._redis.set(f"{PREFIX}intake_paused", now_ms, nx=True)
+            pipe.set(f"{PREFIX}intake_paused", now_ms, nx=True)
+            audit.append(pipe, "intake.pause")
+            pipe.execute()
 
     def resume_intake(self) -> None:
         """Accept new jobs again. Safe to repeat."""
-        with self._circuit_breaker:
-            self._redis.delete(f"{PREFIX}intake_paused")
+        with self._circuit_breaker, self._redis.pipeline() as pipe:
+            pipe.delete(f"{PREFIX}intake_paused")
+            audit.append(pipe, "intake.resume")
+            pipe.execute()
 
     # ------------------------------------------------------------------ what the operator sees
 

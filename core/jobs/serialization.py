@@ -22,9 +22,12 @@ from core.jobs.models import (
     SubmissionOptions,
     parse_timestamp,
 )
+from core.style.schedule import count_work, schedule
+from core.style.spec import parse_spec
 
 log = logging.getLogger(__name__)
 
+SIZE_CLASSES = ("256", "512", "1024", "2048", "4096", "8192")  # long side of the result, in px
 REPLAY_SECONDS = 86_400.0  # how long the store remembers an idempotency key
 
 
@@ -68,6 +71,9 @@ def serialize(
         "fingerprint": fingerprint,
         "reuse": options.reuse or None,
         "model": job_input.spec.get("model", "auto"),
+        "work": _count_work(job_input, context),
+        "size_class": _size_class(job_input.spec.get("size", 0)),
+        "traceparent": context.traceparent,
         "key_hash": key_hash,
         "request_hash": context.request_hash or sha256_hex(f"{fingerprint} {requested}"),
         "replay_ms": round(REPLAY_SECONDS * 1000),
@@ -76,6 +82,20 @@ def serialize(
         "max_bytes": limits.pending_bytes,
     }
     return {name: value for name, value in submission.items() if value is not None}
+
+
+def _count_work(job_input: JobInput, context: SubmissionContext) -> int | None:
+    """Return the work of the job, in pixel evaluations; None without the photo's size."""
+    content = context.picture_sizes.get(job_input.content)
+    if content is None:
+        return None
+    init = context.picture_sizes.get(job_input.init_image or "")
+    return count_work(schedule(parse_spec(job_input.spec), *content, max(init) if init else None))
+
+
+def _size_class(size_px: int) -> str:
+    """Return the smallest of SIZE_CLASSES that a result of this size does not exceed."""
+    return next((name for name in SIZE_CLASSES if size_px <= int(name)), SIZE_CLASSES[-1])
 
 
 def parse_load(row: Sequence[Any]) -> ServiceLoad:
@@ -148,4 +168,6 @@ def _parse_job(fields: dict[str, Any], load: ServiceLoad | None) -> Job:
         owner=fields["owner"],
         webhook=fields.get("webhook"),
         root_path=fields.get("root_path", ""),
+        claimed_at=parse_timestamp(fields.get("claimed_at")),
+        traceparent=fields.get("traceparent"),
     )

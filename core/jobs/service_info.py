@@ -54,6 +54,17 @@ class SystemInfo(_ServiceModel):
     limits: ServiceLimits
     store: StoreReport | None = None  # None: a service of an earlier version
     intake_paused_at: datetime | None = None  # since when the operator accepts no new jobs
+    # The estimated seconds that one worker would take for all queued jobs.
+    queue_work_seconds: float | None = None  # None: a service of an earlier version
+
+
+class Readiness(_ServiceModel):
+    """Whether the service can accept, run and keep a job. reason: the first failure."""
+
+    ready: bool
+    reason: str | None = None
+    checks: dict[str, str] = {}  # by name: ok, or what fails
+    warnings: list[str] = []  # for the operator: the service works all the same
 
 
 class ModelInfo(_ServiceModel):

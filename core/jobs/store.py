@@ -18,6 +18,8 @@ from typing import Any, Literal
 from redis.exceptions import LockNotOwnedError, ResponseError
 
 from core import errors
+from core.jobs import audit
+from core.jobs.audit import AuditReader
 from core.jobs.estimates import EstimateQueue
 from core.jobs.models import (
     LOCAL_OWNER,
@@ -37,11 +39,14 @@ from core.jobs.models import (
     Status,
     SubmissionContext,
     SubmissionOptions,
+    WorkCounts,
     WorkerInfo,
+    WorkerUse,
     new_job_id,
 )
 from core.jobs.operations import Operations
 from core.jobs.serialization import parse_job, parse_load, serialize, sha256_hex
+from core.jobs.statistics import ServiceStatistics, Statistics
 from core.jobs.store_monitor import StoreMonitor
 from core.redis_client import PREFIX, CircuitBreaker, connect
 
@@ -57,9 +62,11 @@ LeaseStatus = Literal[
     "ok", "spec_updated", "cancel", "deadline_exceeded", "time_limit_exceeded", "stale"
 ]
 DeliveryOutcome = Literal["delivered", "gone", "given_up"]
+OnCall = Callable[[str, float, bool], None]  # function, seconds, whether it has succeeded
 
 _DEFAULT_OPTIONS, _UNLIMITED = SubmissionOptions(), QueueLimits()
 _DEFAULT_CONTEXT = SubmissionContext()
+_NOTHING_DONE = WorkCounts()
 
 NO_FUNCTION = "Function not found"  # the server's error for an unknown function
 # In the order of their dependencies: Lua knows a local function only below its definition.
@@ -93,7 +100,8 @@ class JobStore:
     """All operations on jobs, blobs, workers and webhooks. Thread-safe.
 
     Every method raises StoreUnavailable when the server does not answer in time.
-    `monitor` checks the server itself; `operations` is what the operator sees and does.
+    `monitor` checks the server itself; `operations` is what the operator sees and does; `audit`
+    reads the audit log, to which every change by a caller (`audit.actor`) adds an entry.
     """
 
     def __init__(
@@ -104,10 +112,12 @@ class JobStore:
         cooldown_seconds: float = 0,
         identity_file: Path | None = None,
         accepts_unsafe: bool = False,
+        on_call: OnCall | None = None,
     ) -> None:
         """cooldown_seconds: of the CircuitBreaker, for a process with many concurrent callers.
 
-        identity_file, accepts_unsafe: see StoreMonitor.
+        identity_file, accepts_unsafe: see StoreMonitor. on_call: gets the name of each Lua function
+        that was called, the seconds it took, and whether it succeeded.
         """
         self._redis = connect(redis_url, self._on_connect)
         self._circuit_breaker = CircuitBreaker(cooldown_seconds)
@@ -116,6 +126,9 @@ class JobStore:
         )
         self.estimates = EstimateQueue(self._redis, self._circuit_breaker)
         self.operations = Operations(self._redis, self._circuit_breaker, self._call)
+        self.audit = AuditReader(self._redis, self._circuit_breaker)
+        self._statistics = Statistics(self._redis, self._circuit_breaker)
+        self._on_call = on_call
         self.lease_seconds = lease_seconds
 
     def close(self) -> None:
@@ -166,7 +179,16 @@ class JobStore:
     def _create(self, new_id: str, ids: list[str], submissions: list[dict[str, Any]]) -> str:
         """Create a job or a batch. Returns its id, or that of an earlier one with the same key."""
         self.monitor.require_safe()
-        outcome, created_id = self._call("create", new_id, json.dumps(ids), json.dumps(submissions))
+        entry = audit.build_entry("job.create", new_id)
+        if new_id not in ids:
+            entry = audit.build_entry("batch.create", new_id, jobs=len(ids))
+        outcome, created_id = self._call(
+            "create",
+            new_id,
+            json.dumps(ids),
+            json.dumps(submissions),
+            entry=entry,
+        )
         if outcome == "conflict":
             raise errors.IdempotencyConflict()
         if outcome == "no_image":
@@ -252,13 +274,13 @@ class JobStore:
         The last ones first: a worker that ends the running job would claim the next one.
         """
         for job_id in reversed(self._batch_ids(batch_id)):
-            self._call("cancel", owner, job_id)
+            self._call("cancel", owner, job_id, entry=audit.build_entry("job.cancel", job_id))
         return self.get_batch(batch_id, owner)
 
     def delete_batch(self, batch_id: str, owner: str = ANY_OWNER) -> None:
         """Delete every job of the batch, as `delete` does, and as `cancel_batch` the last first."""
         for job_id in reversed(self._batch_ids(batch_id)):
-            self._call("delete", owner, job_id)
+            self.delete(job_id, owner)
 
     def find_replay(self, key: str, request: str, owner: str = LOCAL_OWNER) -> str | None:
         """Return the id of the job or batch that this request created before, or None.
@@ -315,13 +337,15 @@ class JobStore:
 
         An ended job stays as it is.
         """
-        if self._call("cancel", owner, job_id) is None:
+        entry = audit.build_entry("job.cancel", job_id)
+        if self._call("cancel", owner, job_id, entry=entry) is None:
             raise errors.JobNotFound()
         return self.get(job_id, owner)
 
     def set_pinned(self, job_id: str, owner: str = ANY_OWNER, *, pinned: bool = True) -> Job:
         """Exempt the job from expiry, or end the exemption. Raises JobNotFound."""
-        if self._call("set_pinned", owner, job_id, int(pinned)) is None:
+        entry = audit.build_entry("job.pin" if pinned else "job.unpin", job_id)
+        if self._call("set_pinned", owner, job_id, int(pinned), entry=entry) is None:
             raise errors.JobNotFound()
         return self.get(job_id, owner)
 
@@ -347,7 +371,13 @@ class JobStore:
                 )
             new_json = new.model_dump_json()
             outcome = self._call(
-                "update_spec", owner, job_id, job.spec_update_count, new_json, sha256_hex(new_json)
+                "update_spec",
+                owner,
+                job_id,
+                job.spec_update_count,
+                new_json,
+                sha256_hex(new_json),
+                entry=audit.build_entry("job.update", job_id),
             )
             if outcome is None:
                 raise errors.JobNotFound()
@@ -356,7 +386,7 @@ class JobStore:
 
     def delete(self, job_id: str, owner: str = ANY_OWNER) -> None:
         """Delete the job in any status. The garbage collector deletes blobs that no job uses."""
-        self._call("delete", owner, job_id)
+        self._call("delete", owner, job_id, entry=audit.build_entry("job.delete", job_id))
 
     def list_frames(self, job_id: str, owner: str = ANY_OWNER) -> list[Frame]:
         """Return the frames of the run, in order. Raises JobNotFound."""
@@ -391,6 +421,14 @@ class JobStore:
                 workers.append((info, worker in busy))
         return workers
 
+    def get_statistics(self) -> ServiceStatistics:
+        """Return the figures of the whole service, for its metrics."""
+        return self._statistics.read(WORKER_TTL_MS)
+
+    def get_queue_work_seconds(self) -> float:
+        """Estimate the seconds that one worker would take for all queued jobs."""
+        return self._statistics.get_queue_work_seconds()
+
     def get_counts(self) -> tuple[dict[Status, int], int]:
         """Return how many jobs have ever ended, by status, and how many webhooks are pending."""
         with self._circuit_breaker, self._redis.pipeline() as pipe:
@@ -418,19 +456,31 @@ class JobStore:
 
     # ------------------------------------------------------------------ for a worker
 
-    def heartbeat(self, worker: str, info: WorkerInfo | None = None) -> None:
-        """Report that the worker is alive, with its description. Called once a second."""
+    def heartbeat(
+        self,
+        worker: str,
+        info: WorkerInfo | None = None,
+        use: WorkerUse | None = None,
+        done: WorkCounts = _NOTHING_DONE,
+    ) -> None:
+        """Report that the worker is alive, with its description. Called once a second.
+
+        use, done: what it uses of its device, and what it has done since the last heartbeat.
+        """
         workers, worker_info = f"{PREFIX}workers", f"{PREFIX}worker_info"
         with self._circuit_breaker, self._redis.pipeline() as pipe:
             now_ms = _to_ms(self._redis.time())
             pipe.zadd(workers, {worker: now_ms})
             pipe.hset(worker_info, worker, "" if info is None else info.model_dump_json())
             pipe.set(f"{PREFIX}worker_seen", now_ms, px=WORKER_FORGET_MS)
+            if use is not None:
+                self._statistics.report_use(pipe, worker, use, done)
             pipe.zrangebyscore(workers, "-inf", now_ms - WORKER_FORGET_MS)
             *_, forgotten = pipe.execute()
             if forgotten:  # a worker that is alive after all restores its entry within a second
                 pipe.zrem(workers, *forgotten)
                 pipe.hdel(worker_info, *forgotten)
+                pipe.hdel(f"{PREFIX}worker_use", *forgotten)
                 pipe.execute()
 
     def record_model_weights(self, model: str, sha256: str) -> None:
@@ -737,17 +787,31 @@ class JobStore:
         )
         return lease_status
 
-    def _call(self, function: str, *args: str | int) -> Any:
-        """Call a Lua function. Loads the library if the server does not have it yet."""
+    def _call(self, function: str, *args: str | int, entry: tuple[str, str] | None = None) -> Any:
+        """Call a Lua function. Loads the library if the server does not have it yet.
+
+        entry: of the audit log, with its stream; the function appends it in the same step.
+        """
         version, code = load_library()
-        with self._circuit_breaker:
-            try:
-                return self._redis.fcall(f"{version}_{function}", 1, PREFIX, *args)
-            except ResponseError as error:
-                if NO_FUNCTION not in str(error):
-                    raise
-            self._redis.function_load(code, replace=True)
-            return self._redis.fcall(f"{version}_{function}", 1, PREFIX, *args)
+        name, keys = f"{version}_{function}", [PREFIX]
+        if entry is not None:
+            stream, text = entry
+            keys, args = [PREFIX, stream], (*args, text)
+        began, has_succeeded = time.monotonic(), False
+        try:
+            with self._circuit_breaker:
+                try:
+                    result = self._redis.fcall(name, len(keys), *keys, *args)
+                except ResponseError as error:
+                    if NO_FUNCTION not in str(error):
+                        raise
+                    self._redis.function_load(code, replace=True)
+                    result = self._redis.fcall(name, len(keys), *keys, *args)
+            has_succeeded = True
+            return result
+        finally:
+            if self._on_call is not None:
+                self._on_call(function, time.monotonic() - began, has_succeeded)
 
     def _call_within_quota(self, function: str, *args: str | int) -> bool:
         """Return whether the function succeeded. Raises QuotaExceeded."""

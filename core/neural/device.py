@@ -8,6 +8,7 @@ import re
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 
 import torch
 
@@ -229,3 +230,40 @@ def device_busy_waits() -> bool:
     CUDA does by default.
     """
     return bool(torch.cuda.is_initialized())  # type: ignore[no-untyped-call]
+
+
+def device_label(device: torch.device) -> str:
+    """Return a name that tells the cards of a host apart: cpu, mps, cuda:1, or a card's UUID.
+
+    With CUDA_VISIBLE_DEVICES, torch numbers the visible cards from 0; the name is the host's.
+    """
+    if device.type != "cuda":
+        return device.type
+    index = device.index or 0
+    visible = [one.strip() for one in os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",")]
+    name = visible[index] if index < len(visible) and visible[index] else str(index)
+    return f"cuda:{name}" if name.isdigit() else name
+
+
+def measure_memory(device: torch.device) -> tuple[int, int]:
+    """Return the bytes in use, and those that there are: of the card; of this process on a CPU."""
+    if device.type == "cuda":
+        free, total = torch.cuda.mem_get_info(device)
+        return total - free, total
+    if device.type == "mps":
+        return torch.mps.driver_allocated_memory(), torch.mps.recommended_max_memory()
+    total = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    statm = Path("/proc/self/statm")
+    if not statm.exists():
+        return 0, total
+    return int(statm.read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE"), total
+
+
+def measure_utilization(device: torch.device) -> float | None:
+    """Return how busy the card is, 0 to 1, by its driver; None if that is not known."""
+    if device.type != "cuda":
+        return None
+    try:
+        return torch.cuda.utilization(device) / 100
+    except (RuntimeError, ModuleNotFoundError, AttributeError):
+        return None  # without NVML, or a card that does not count

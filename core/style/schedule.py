@@ -6,6 +6,7 @@ Factors", section 6). Knows no tensors.
 """
 
 import math
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 from core.style.spec import MIN_RESULT_SIDE_PX, StyleSpec, result_size
@@ -24,6 +25,11 @@ _COARSEST_BLOCK = "relu5_"
 # The same for the other runs.
 STEP = math.sqrt(2)  # ratio of two neighboring scales
 FINE_PX = 1024  # above it half the iterations do: the receptive field spans little of the picture
+
+# What an evaluation of the network takes beside its pixels, as a number of pixels; and the
+# evaluations of a scale beside its iterations: the first one, and the measurement of the pictures.
+_OVERHEAD_PX = 8000
+_OVERHEAD_EVALUATIONS = 2
 
 
 @dataclass(frozen=True)
@@ -121,6 +127,14 @@ def _doubling_sides(last: int, width: int, height: int) -> list[int]:
     first = max(COARSEST_PX, least)
     doublings = max(0, round(math.log2(last / first)))
     return [round(first * (last / first) ** (one / doublings)) for one in range(doublings)] + [last]
+
+
+def count_work(scales: Iterable[Scale]) -> int:
+    """The work of a run, in pixel evaluations. Its time grows with it on every device."""
+    return sum(
+        (scale.iterations + _OVERHEAD_EVALUATIONS) * (scale.width * scale.height + _OVERHEAD_PX)
+        for scale in scales
+    )
 
 
 def _iterations(spec: StyleSpec, scales: int, long_side: int) -> list[int]:

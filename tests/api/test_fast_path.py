@@ -141,7 +141,7 @@ def _read_counts() -> dict[str, float]:
     return {
         f"{sample.name} {sample.labels}": sample.value
         for sample in samples
-        if sample.name.endswith(("_total", "_count"))
+        if re.fullmatch("impasto_http_.*_(total|count)", sample.name)
     }
 
 

@@ -40,6 +40,11 @@
 --   ended                      hash    status -> how many jobs have ended in it
 --   networks                   hash    model -> digest of the weights that workers use for it
 --   average_seconds            string  moving average of the run time
+--   work                       hash    'queued' -> the work of all queued jobs, in pixel evaluations;
+--                                      'seconds' -> moving average of the seconds for 10^9 of them
+--   totals                     hash    counts since the store began, for the metrics: statistics.py
+--   worker_use                 hash    worker -> what it uses of its device (JSON)
+--   audit:operator, audit:callers  stream  who changed what; only operations append: audit.py
 --   outbox                     zset    ended jobs by the time their webhook is due
 --   delivery_claim:<token>     string  the delivery that a claim returned, in case it is repeated
 --   estimate_requests          list    estimate requests that wait for a worker
@@ -72,6 +77,7 @@ local MAX_RECORDS = 50000 -- per owner; the oldest ended job makes room for the 
 local MAX_FRAMED = 5000 -- jobs of one owner that keep their frames, 60 each; the oldest loses them
 local MAX_FORGOTTEN = 100 -- expired uploads that one operation forgets
 local MAX_INDEXED = 500 -- records of an earlier version that one operation indexes
+local MAX_AUDITED = 100000 -- entries of an audit stream, some 200 bytes each; audit.py has it as well
 
 local function now_ms()
   local time = redis.call('TIME')
@@ -114,11 +120,29 @@ local function publish_change(p, id)
   redis.call('PUBLISH', p .. 'changes', id)
 end
 
--- Register a function f(p, ...) that store.py calls. Returns f.
+-- Append an entry (JSON) to an audit stream, with what the operation has returned.
+local function audit(stream, entry, result)
+  local outcome, target = result or 'not_found', ''
+  if type(result) == 'table' then
+    outcome, target = unpack(result)
+  end
+  redis.call('XADD', stream, 'MAXLEN', '~', MAX_AUDITED, '*', 'entry', entry,
+    'outcome', outcome == 1 and 'ok' or outcome, 'target', target)
+end
+
+-- Register a function f(p, ...) that store.py calls. Returns f. If the caller names an audit stream
+-- as a second key, its last argument is the entry.
 local function operation(name, f, flags)
   redis.register_function({
     function_name = 'impasto_VERSION_' .. name,
-    callback = function(keys, args) return f(keys[1], unpack(args)) end,
+    callback = function(keys, args)
+      local entry = keys[2] and table.remove(args)
+      local result = f(keys[1], unpack(args))
+      if entry then
+        audit(keys[2], entry, result)
+      end
+      return result
+    end,
     flags = flags or {},
   })
   return f

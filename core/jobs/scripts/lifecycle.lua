@@ -52,6 +52,7 @@ local function move(p, id, to)
   index_status(p, id, to)
   redis.call('HSET', key, 'status', to)
   publish_change(p, id)
+  count_move(p, id, from, to)
   if from == 'queued' then
     dequeue(p, id)
   else
@@ -104,6 +105,7 @@ local function requeue_or_fail(p, id, max_lost_workers, error)
     return nil
   end
   redis.call('HDEL', key, 'token')
+  count_total(p, 'lost')
   if cancel_requested == '1' then
     move(p, id, 'canceled')
     return 0
@@ -198,7 +200,7 @@ operation('claim', function(p, token, worker, lease_ms)
   add(key, 'attempt', 1)
   redis.call('HSET', key, 'place', place, 'token', token, 'worker', worker, 'claimed_at', now)
   if redis.call('HSETNX', key, 'started_at', now) == 1 then
-    count_wait(p, now - (tonumber(get_fields(p, id, 'created_at')) or now))
+    count_wait(p, id, now - (tonumber(get_fields(p, id, 'created_at')) or now))
   end
   move(p, id, 'running')
   redis.call('ZADD', p .. 'leases', now + lease_ms, id)
@@ -314,6 +316,7 @@ operation('finish', function(p, id, token, to, ...)
     local seconds = (now_ms() - claimed_at) / 1000
     local average = redis.call('GET', p .. 'average_seconds')
     redis.call('SET', p .. 'average_seconds', average and 0.8 * average + 0.2 * seconds or seconds)
+    learn_speed(p, id, seconds)
     if fingerprint then
       redis.call('HSET', p .. 'results:' .. owner, fingerprint, id)
     end
@@ -338,6 +341,7 @@ operation('requeue_jobs_of', function(p, worker, max_lost_workers, error)
   local count = 0
   redis.call('ZREM', p .. 'workers', worker)
   redis.call('HDEL', p .. 'worker_info', worker)
+  redis.call('HDEL', p .. 'worker_use', worker)
   for _, id in ipairs(redis.call('ZRANGE', p .. 'leases', 0, -1)) do
     if get_fields(p, id, 'worker') == worker then
       count = count + (requeue_or_fail(p, id, max_lost_workers, error) or 0)
@@ -386,6 +390,7 @@ end)
 -- A worker that still runs the job finds its token stale.
 job_operation('delete', function(p, id)
   erase_job(p, id)
+  return 1
 end)
 
 -- pinned: '1' or '0'. A pinned job does not expire. Returns 1, or nil if there is no such job.

@@ -17,10 +17,32 @@ local function new_place(p, id, number)
   return string.format(PLACE, class, round, number) .. id
 end
 
+-- What a job adds to the sum of the queued work is in its record as long as it is counted, so it is
+-- subtracted once. An empty queue has no work, whatever an earlier version has counted.
+local STANDARD_WORK = 16000000 -- of a job whose sizes are not known
+
+local function count_work(p, id)
+  local work = tonumber(get_fields(p, id, 'work')) or STANDARD_WORK
+  redis.call('HSET', job_key(p, id), 'queued_work', work)
+  add(p .. 'work', 'queued', work)
+end
+
+local function uncount_work(p, id)
+  local work = tonumber(get_fields(p, id, 'queued_work'))
+  if work then
+    redis.call('HDEL', job_key(p, id), 'queued_work')
+    add(p .. 'work', 'queued', -work)
+  end
+  if redis.call('ZCARD', p .. 'queue') == 0 then
+    redis.call('HDEL', p .. 'work', 'queued')
+  end
+end
+
 local function enqueue(p, id)
   local owner, place = get_fields(p, id, 'owner', 'place')
   redis.call('ZADD', p .. 'queue', 0, place)
   redis.call('ZADD', p .. 'queue:' .. owner, 0, place)
+  count_work(p, id)
 end
 
 local function dequeue(p, id)
@@ -29,6 +51,7 @@ local function dequeue(p, id)
     redis.call('ZREM', p .. 'queue', place)
     redis.call('ZREM', p .. 'queue:' .. (owner or ''), place)
   end
+  uncount_work(p, id)
 end
 
 local function signal_worker(p, token)
@@ -71,5 +94,6 @@ local function next_place(p)
     if owner then
       redis.call('ZREM', p .. 'queue:' .. owner, place)
     end
+    uncount_work(p, id)
   end
 end

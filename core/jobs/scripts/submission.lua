@@ -58,7 +58,9 @@ local function write_record(p, id, submission)
     'priority', submission.priority, 'retention_ms', submission.retention_ms,
     'input', submission.input, 'blobs', cjson.encode(submission.digests),
     'fingerprint', submission.fingerprint)
-  for _, field in ipairs({ 'webhook', 'root_path', 'retried_from', 'batch_id' }) do
+  count_total(p, 'submitted')
+  for _, field in ipairs({ 'webhook', 'root_path', 'retried_from', 'batch_id', 'work', 'size_class',
+    'traceparent' }) do
     if submission[field] then
       redis.call('HSET', key, field, submission[field])
     end

@@ -21,11 +21,12 @@ from core.neural.transfer import pixels
 from core.neural.transfer.checkpoint import Checkpoint, CheckpointHeader
 from core.neural.transfer.inputs import ScaleTarget, StyleInputs
 from core.neural.transfer.margin import Margin
+from core.neural.transfer.objective import Losses
 from core.neural.transfer.optimize import LBFGS, MAX_DIVERGING_STEPS, Adam
 from core.neural.transfer.planner import Plan, PlannedScale, Planner
 from core.neural.transfer.preconditioner import precondition
 from core.neural.vgg import Network
-from core.style.schedule import adds_detail
+from core.style.schedule import Scale, adds_detail
 from core.style.spec import SpecUpdate, StyleSpec
 
 # A scale ends early when a window of ten iterations lowers the loss by less than this share.
@@ -57,6 +58,8 @@ class RunProgress:
     iterations_per_second: float
     seconds_left: float
     spec_updates: tuple[SpecUpdate, ...] = ()
+    evaluations: int = 0  # forward and backward passes of this process for the run
+    evaluated_pixels: int = 0  # the sum of the image's pixels over these
 
     @property
     def value(self) -> float:
@@ -289,7 +292,7 @@ class _Run:
             elif not self._done:
                 image = self._enlarge(self._without_margin(image), target.photo)
         assert image is not None, "a checkpoint has an image"
-        evaluate = target.value_and_gradient
+        evaluate = partial(self._evaluate, target, planned.scale)
         optimizer: LBFGS | Adam
         if self._spec.optimizer == "adam":
             optimizer = Adam(evaluate, image, state)
@@ -317,6 +320,10 @@ class _Run:
         if adds_detail(self._spec):
             enlarged = pixels.add_detail(enlarged, photo, image.shape[2:])
         return Margin.of_image(height, width, self._spec).mirror(enlarged)
+
+    def _evaluate(self, target: ScaleTarget, scale: Scale, image: Tensor) -> tuple[Losses, Tensor]:
+        self._tracker.count_evaluation(scale.width * scale.height)
+        return target.value_and_gradient(image)
 
     def _check_start(self, optimizer: LBFGS | Adam, target: ScaleTarget) -> None:
         """Raise Diverged if the first loss of a scale is not finite.
@@ -499,6 +506,7 @@ class ProgressTracker:
         self._begin = self._reported = time.monotonic()
         self._scale_began, self._scale_done = self._begin, 0
         self._share = 0.0  # the elapsed share of the time in the last report
+        self._evaluations = self._evaluated_pixels = 0
 
     def restore(self, header: CheckpointHeader) -> None:
         """Take over the counts of an earlier run."""
@@ -524,6 +532,11 @@ class ProgressTracker:
         """Count iterations of this scale that an earlier run, or another route, has done."""
         self.iteration += iterations
         self._scale_done = iterations
+
+    def count_evaluation(self, pixels: int) -> None:
+        """Count a forward and backward pass of an image of so many pixels."""
+        self._evaluations += 1
+        self._evaluated_pixels += pixels
 
     def count(self) -> None:
         """Count one more iteration."""
@@ -579,4 +592,6 @@ class ProgressTracker:
             iterations_per_second=(self.iteration - before - self._scale_done)
             / (now - self._scale_began),
             seconds_left=(now - self._begin) * (1 - self._share) / self._share,
+            evaluations=self._evaluations,
+            evaluated_pixels=self._evaluated_pixels,
         )

@@ -166,7 +166,7 @@ def _operate(ask: Recorder, keys: ApiKeyStore, job_id: str) -> None:
     headers = {"Authorization": f"Bearer {keys.create('Operator', admin=True)[1]}"}
     created = ask("POST", "/v1/operator/keys", headers=headers, json={"name": "Ada"}).json()
     ask("POST", f"/v1/operator/keys/{created['key']['id']}/revoke", headers=headers)
-    for part in ("status", "hours", "queue?limit=1", "keys"):
+    for part in ("status", "hours", "queue?limit=1", "keys", "audit?limit=1&log=callers"):
         ask("GET", f"/v1/operator/{part}", headers=headers)
     queued = ask.client.get("/v1/jobs?status=queued").json()["jobs"][0]["id"]
     ask("POST", f"/v1/operator/jobs/{queued}/cancel", headers=headers)

@@ -164,3 +164,57 @@ def test_the_page_of_the_operator_is_public_and_its_data_is_not(
     assert client.get("/operator").headers["content-type"] == "text/html; charset=utf-8"
     for part in ("status", "hours", "queue", "keys"):
         assert client.get(f"/v1/operator/{part}").status_code == 401
+
+
+def test_the_audit_log_tells_who_changed_what_from_where(
+    app: FastAPI,
+    client: TestClient,
+    keys: ApiKeyStore,
+    operate: Operate,
+    files: dict[str, Any],
+    notifications: list[int],
+) -> None:
+    ada, secret = keys.create("Ada")
+    app_keys = {"Authorization": f"Bearer {secret}", "X-Request-Id": "r1"}
+    job = client.post("/v1/jobs", files=files, data={"size": "64"}, headers=app_keys).json()
+    client.delete(f"/v1/jobs/{job['id']}", headers=app_keys)
+    denied = client.post("/v1/operator/intake/pause", headers=app_keys)
+    operate("POST", "intake/pause")
+    operate("POST", "intake/resume")
+    client.get(f"/v1/jobs/{job['id']}")
+    page = operate("GET", "audit").json()
+    rows = [
+        (entry["log"], entry["action"], entry["outcome"]) for entry in reversed(page["entries"])
+    ]
+
+    assert denied.status_code == 403
+    assert rows == [
+        ("callers", "job.create", "created"),
+        ("callers", "job.delete", "ok"),
+        ("callers", "operator.request", "denied"),
+        ("operator", "intake.pause", "ok"),
+        ("operator", "intake.resume", "ok"),
+    ]
+    # Without required keys, jobs are everybody's; the operator's routes need a key all the same.
+    assert page["entries"][-1]["actor"] == "local"
+    assert page["entries"][-1]["target"] == job["id"]
+    assert page["entries"][2]["actor"] == ada.id
+    assert page["entries"][-1]["request_id"] == "r1"
+    assert {entry["address"] for entry in page["entries"]} == {"testclient"}
+    assert secret not in str(page)
+    found = operate("GET", "audit", params={"action": "job.", "limit": 1}).json()
+    assert [entry["action"] for entry in found["entries"]] == ["job.delete"]
+    older = operate("GET", "audit", params={"action": "job.", "before": found["before"]}).json()
+    assert [entry["action"] for entry in older["entries"]] == ["job.create"]
+
+
+def test_no_route_changes_the_audit_log(app: FastAPI, operate: Operate) -> None:
+    paths = {path for path in app.openapi()["paths"] if "audit" in path}
+
+    assert {path: [*app.openapi()["paths"][path]] for path in paths} == {
+        "/v1/operator/audit": ["get"]
+    }
+    for method in ("POST", "PUT", "PATCH", "DELETE"):
+        assert operate(method, "audit").status_code in (404, 405)
+    assert operate("GET", "audit").json() == {"entries": [], "before": None}
+    assert operate("GET", "audit", params={"before": "x"}).status_code == 422

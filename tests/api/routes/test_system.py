@@ -2,11 +2,16 @@
 
 import re
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
+from fastapi import FastAPI
 from starlette.testclient import TestClient
 
+from api.app import create_app
+from api.settings import ApiSettings
+from core.config import Settings
 from core.images import validation
 from core.jobs.models import WorkerInfo
 from core.jobs.store import JobStore
@@ -132,3 +137,15 @@ def test_the_metrics_count_pending_webhooks(
     assert collected is not None
     store.complete_delivery(job["id"], "c", "delivered")
     assert read_metrics()["impasto_webhooks_pending"] == 0
+
+
+def test_the_metrics_answer_while_the_store_does_not(
+    tmp_path: Path, connect: Callable[[FastAPI], TestClient]
+) -> None:
+    settings = Settings(redis_url="redis://127.0.0.1:1/0", data_dir=tmp_path)
+    answer = connect(create_app(settings, ApiSettings())).get("/metrics")
+
+    assert answer.status_code == 200
+    assert "impasto_store_up 0.0" in answer.text
+    assert "impasto_disk_free_bytes" in answer.text
+    assert "impasto_jobs_queued" not in answer.text

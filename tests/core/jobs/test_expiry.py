@@ -134,4 +134,4 @@ def test_deleted_jobs_leave_no_keys(driver: Any, store: JobStore, valkey: Any) -
         left = [
             key.removeprefix(PREFIX) for key in client.keys(PREFIX + "*") if client.pttl(key) < 0
         ]
-    assert set(left) == {"number", "entries"}
+    assert set(left) == {"number", "entries", "totals"}

@@ -91,10 +91,10 @@ def test_a_store_that_comes_back_with_other_settings_accepts_no_job(
     own.create()
     call = store._call
 
-    def restart_and_call(name: str, *args: Any) -> Any:
+    def restart_and_call(name: str, *args: Any, **options: Any) -> Any:
         if name == "create":
             restart(appendfsync="everysec")
-        return call(name, *args)
+        return call(name, *args, **options)
 
     monkeypatch.setattr(store, "_call", restart_and_call)
     with pytest.raises(errors.StoreUnsafe, match="appendfsync"):

@@ -245,8 +245,8 @@ def test_a_worker_starts_no_further_job_of_a_batch_while_it_is_canceled(
     running = [driver.claim(token="0").id]
     call = store._call
 
-    def cancel_and_work(name: str, *args: Any) -> Any:
-        answer = call(name, *args)
+    def cancel_and_work(name: str, *args: Any, **options: Any) -> Any:
+        answer = call(name, *args, **options)
         if name == "cancel" and args[1] == running[-1]:  # the worker ends it and claims the next
             store.end_canceled(running[-1], str(len(running) - 1))
             following = store.claim(str(len(running)), "worker")
