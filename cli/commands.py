@@ -24,6 +24,7 @@ from cli.status import status
 from cli.stylize import stylize
 from cli.train import train
 from cli.weights import weights
+from cli.workers import workers
 from core import errors
 
 
@@ -70,7 +71,7 @@ def impasto() -> None:
 
 for command in (
     service.up, service.api, service.worker, service.webhooks, service.webhook_secret,
-    submit, watch, cancel, retry, result, demo, stylize, info, status, keys, audit, weights,
-    dataset, train, doctor,
+    submit, watch, cancel, retry, result, demo, stylize, info, status, keys, workers, audit,
+    weights, dataset, train, doctor,
 ):  # fmt: skip
     impasto.add_command(command)

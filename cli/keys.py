@@ -34,9 +34,10 @@ def keys() -> None:
     help="The highest priority that its jobs may have.",
 )
 @click.option("--admin", is_flag=True, help="It may also operate the service: /operator.")
-def create(name: str, priority: str, *, admin: bool) -> None:
+@click.option("--pool", metavar="LABEL", help="Only workers with this label run its jobs.")
+def create(name: str, priority: str, *, admin: bool, pool: str | None) -> None:
     """Create a key. It is printed on standard output, only this once."""
-    key, secret = _open_store().create(name, Priority(priority), admin=admin)
+    key, secret = _open_store().create(name, Priority(priority), admin=admin, pool=pool)
     click.echo(secret)
     click.echo(f"This is the key of {name} ({key.id}); it is not shown again.", err=True)
 
@@ -49,7 +50,8 @@ def list_keys() -> None:
         click.echo("There are no keys; `impasto keys create NAME` makes one.", err=True)
     for key in all_keys:
         used = f"used {_format_time(key.last_used_at)}" if key.last_used_at else "never used"
-        notes = ("  admin" if key.admin else "") + ("  revoked" if key.revoked else "")
+        notes = f"  pool {key.pool}" if key.pool else ""
+        notes += ("  admin" if key.admin else "") + ("  revoked" if key.revoked else "")
         click.echo(
             f"{key.id}  {key.priority}  created {_format_time(key.created_at)}  "
             f"{used}  {key.name}{notes}"

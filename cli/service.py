@@ -20,15 +20,29 @@ DISK_FULL = (
 )
 
 
+devices_option = click.option(
+    "--devices",
+    metavar="LIST",
+    help="One worker per device: all cards, or numbers of nvidia-smi and cpu, as in 0,1,cpu.",
+)
+
+
 @click.command()
 @host_option
 @port_option
-def up(host: str, port: int) -> None:
+@devices_option
+def up(host: str, port: int, devices: str | None) -> None:
     """Run the whole service on this machine until Ctrl-C."""
+    _set_environment(IMPASTO_WORKER_DEVICES=devices)
     with open_local_service(host, port) as service:
         click.echo(f"Impasto runs at {service.url}   (API: {service.url}/docs, Ctrl-C stops it)")
         _supervise(service)
         click.echo("\nStopping; jobs and results are kept.")
+
+
+def _set_environment(**variables: str | None) -> None:
+    """An option overrides its variable, which the worker's process reads."""
+    os.environ.update({name: value for name, value in variables.items() if value is not None})
 
 
 def open_local_service(host: str, port: int) -> LocalService:
@@ -75,8 +89,22 @@ def api() -> None:
 
 
 @click.command()
-def worker() -> None:
-    """Run one worker against IMPASTO_REDIS_URL."""
+@devices_option
+@click.option(
+    "--label",
+    "labels",
+    metavar="NAME[=VALUE]",
+    multiple=True,
+    help="A pool whose jobs it takes, too; may be repeated.",
+)
+@click.option("--dedicated", is_flag=True, help="It takes the jobs of these pools only.")
+def worker(devices: str | None, labels: tuple[str, ...], *, dedicated: bool) -> None:
+    """Run one worker against IMPASTO_REDIS_URL, or one per device."""
+    _set_environment(
+        IMPASTO_WORKER_DEVICES=devices,
+        IMPASTO_WORKER_LABELS=",".join(labels) or None,
+        IMPASTO_WORKER_DEDICATED="true" if dedicated else None,
+    )
     os.execv(sys.executable, [sys.executable, "-m", "worker"])  # noqa: S606 - our own program
 
 

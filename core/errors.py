@@ -14,6 +14,7 @@
     ├── NotFound
     │   ├── JobNotFound
     │   ├── BatchNotFound
+    │   ├── WorkerNotFound
     │   └── ImageNotFound
     │       └── ImageDamaged
     ├── Conflict               the request does not fit the job's state
@@ -156,6 +157,12 @@ class BatchNotFound(NotFound):
     """There is no batch with this id; all its jobs may have been deleted."""
 
     code = "batch_not_found"
+
+
+class WorkerNotFound(NotFound):
+    """There is no live or suspended worker with this id; `impasto workers list` shows all."""
+
+    code = "worker_not_found"
 
 
 class ImageNotFound(NotFound):

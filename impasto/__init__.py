@@ -1,7 +1,7 @@
 """Python client of the REST API (docs/api.md). Imports no store, no Celery and no torch."""
 
 from core.jobs.models import Batch, Frame, Job, Status
-from core.jobs.service_info import Estimate, ModelInfo, SystemInfo
+from core.jobs.service_info import Estimate, ModelInfo, SystemInfo, WorkerState
 from core.style.presets import Preset
 from impasto import errors
 from impasto.client import Client, Picture
@@ -17,5 +17,6 @@ __all__ = [
     "Preset",
     "Status",
     "SystemInfo",
+    "WorkerState",
     "errors",
 ]

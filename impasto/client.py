@@ -30,7 +30,14 @@ from core import errors
 from core.config import Settings, read_settings
 from core.images.validation import Format
 from core.jobs.models import Batch, Frame, Job, Priority, Status
-from core.jobs.service_info import Estimate, ModelInfo, Readiness, SystemInfo
+from core.jobs.service_info import (
+    Estimate,
+    ModelInfo,
+    Readiness,
+    SystemInfo,
+    WorkerList,
+    WorkerState,
+)
 from core.style.presets import Preset
 from impasto.connection import describe_failure, describe_proxy, open_http
 
@@ -38,6 +45,7 @@ RETRY_SECONDS = 60.0  # a restart of the service takes less
 PAGE_JOBS = 100  # per request for a list
 WAIT_SECONDS = 20  # of one long poll (`Prefer: wait`)
 PROXY_SECONDS = 10  # for a proxy that was not heard of yet; an answer to a submission takes longer
+_WORKERS = "/v1/operator/workers"
 MIN_PAUSE_SECONDS, MAX_PAUSE_SECONDS = 0.25, 8.0  # between retries
 
 Picture = str | os.PathLike[str] | bytes
@@ -149,6 +157,7 @@ class Client:
         deadline_seconds: float | None = None,
         reuse: bool | None = None,
         webhook: str | None = None,
+        pool: str | None = None,
         **parameters: Any,
     ) -> Job:
         """Submit a job. `parameters` are those of docs/api.md and `preset`; None means the default.
@@ -169,6 +178,7 @@ class Client:
             "deadline_seconds": deadline_seconds,
             "reuse": reuse,
             "webhook": webhook,
+            "pool": pool,
         }
         return _parse(Job, self._post_form("/v1/jobs", pictures, parameters, options))
 
@@ -181,6 +191,7 @@ class Client:
         deadline_seconds: float | None = None,
         reuse: bool | None = None,
         webhook: str | None = None,
+        pool: str | None = None,
         **parameters: Any,
     ) -> Batch:
         """Submit a job for each content with each style, in this order; all of them or none.
@@ -196,6 +207,7 @@ class Client:
             "deadline_seconds": deadline_seconds,
             "reuse": reuse,
             "webhook": webhook,
+            "pool": pool,
         }
         return _parse(Batch, self._post_form("/v1/batches", pictures, parameters, options))
 
@@ -399,6 +411,31 @@ class Client:
         response = self._request("DELETE", path)
         if response.status_code != 204:
             raise _not_ours(response)
+
+    # ------------------------------------------------------------------ for operators
+
+    def workers(self) -> list[WorkerState]:
+        """All live workers, and those that are suspended. Raises AdminRequired."""
+        return _parse(WorkerList, self._request("GET", _WORKERS)).workers
+
+    def pause_worker(self, worker_id: str) -> list[WorkerState]:
+        """Let a worker ("*": all) take no new jobs until it is resumed. Raises WorkerNotFound."""
+        return self._control_workers("pause", id=worker_id)
+
+    def drain_worker(self, worker_id: str, *, release: bool = False) -> list[WorkerState]:
+        """Let a worker's process ("*": all) end after its job. Raises WorkerNotFound.
+
+        release: it hands its job to another worker at once.
+        """
+        return self._control_workers("drain", id=worker_id, release=release)
+
+    def resume_worker(self, worker_id: str) -> list[WorkerState]:
+        """Let a worker ("*": all) take jobs again. Raises WorkerNotFound."""
+        return self._control_workers("resume", id=worker_id)
+
+    def _control_workers(self, action: str, **choice: Any) -> list[WorkerState]:
+        response = self._request("POST", f"{_WORKERS}/{action}", json=choice)
+        return _parse(WorkerList, response).workers
 
     # ------------------------------------------------------------------ requests
 

@@ -16,7 +16,7 @@ from tenacity import stop_after_attempt
 from core import errors, tracing
 from core.images import codec
 from core.images.decoder import SandboxedDecoder
-from core.jobs.models import Job, ModelUsed
+from core.jobs.models import Job, ModelUsed, WorkerReport
 from core.jobs.store import JobStore, LeaseStatus
 from core.neural import device
 from core.neural.transfer import checkpoint
@@ -65,8 +65,13 @@ class Attempt:
         limits: JobLimits,
         style_cache: StyleCache | None = None,
         statistics: RunStatistics | None = None,
+        report: WorkerReport | None = None,
     ) -> None:
-        """style_cache: statistics of the paintings of earlier jobs. statistics: count the steps."""
+        """style_cache: statistics of the paintings of earlier jobs. statistics: count the steps.
+
+        report: what this worker holds; with it, a larger one gets the jobs that it does not.
+        """
+        self._report = report
         self._job, self._blobs, self._checkpoints = job, blobs, checkpoints
         self._settings, self._limits, self._style_cache = settings, limits, style_cache
         self._statistics = statistics or RunStatistics()
@@ -176,8 +181,12 @@ class Attempt:
                 return self._finisher.succeed(result, load_seconds)
         except errors.Unavailable:
             raise
+        except errors.OutOfMemory as caught:
+            if self._report is not None and self._finisher.release_to_larger(self._report):
+                return "stale"
+            error: errors.ImpastoError = errors.OutOfMemory(caught.message)
         except errors.Diverged as diverged:
-            error: errors.ImpastoError = errors.Diverged(diverged.message)
+            error = errors.Diverged(diverged.message)
             self._finisher.keep_last_good(diverged.picture)
         except errors.ImpastoError as caught:
             # A copy without the traceback, which would keep the run's tensors alive until the next

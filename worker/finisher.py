@@ -15,7 +15,7 @@ from tenacity import RetryCallState, stop_after_attempt, stop_when_event_set
 
 from core import errors
 from core.images import codec
-from core.jobs.models import Job, JobProgress, ModelUsed, Output
+from core.jobs.models import Job, JobProgress, ModelUsed, Output, WorkerReport
 from core.jobs.store import JobStore, LeaseStatus
 from core.neural.transfer.stylize import RunProgress, StepEvent, StyleResult
 from core.style.limits import JobLimits
@@ -127,6 +127,21 @@ class JobFinisher:
             log.warning("%s: could not be released", self._job.id)
         else:
             log.info("%s: release: %s", self._job.id, status)
+
+    def release_to_larger(self, report: WorkerReport) -> bool:
+        """Release a job that this worker cannot hold. False if no larger one is known.
+
+        Raises Unavailable.
+        """
+        is_released = self._retry(
+            lambda: self._store.release_to_larger(self._job.id, self._token, report)
+        )
+        if is_released:
+            self._lease.mark_lost()
+            log.info(
+                "%s: needs more memory than this worker has; a larger one runs it", self._job.id
+            )
+        return is_released
 
     def lock_spec(self, spec_updates: SpecUpdates) -> None:
         """Refuse further spec updates, because the run is at its end. Raises Unavailable."""

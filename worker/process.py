@@ -14,8 +14,16 @@ from typing import NoReturn
 
 log = logging.getLogger(__name__)
 
-# Sent by a pool child to its parent, before SIGTERM: its device cannot be used as it is set.
-REFUSED = signal.SIGUSR2
+# Sent by a pool child to its parent, before SIGTERM: its device cannot be used as it is set; its
+# device is broken. The default action of SIGURG is to ignore it.
+REFUSED, BROKEN = signal.SIGUSR2, signal.SIGURG
+
+# Exit codes of a worker, from which the device supervisor knows what to do.
+WRONG_USAGE = 2  # a wrong setting, or a device that cannot be used
+DRAINED = 3  # the operator has drained it
+DEVICE_BROKEN = 4
+
+exit_codes: list[int] = []  # of this worker, in the order of their reasons; empty: 0
 
 shutting_down = threading.Event()  # set when the worker must stop; jobs are then released
 
@@ -47,6 +55,12 @@ def on_signals(act: Callable[[], object], *signals: signal.Signals) -> None:
     """
     for number in signals:
         signal.signal(number, lambda *_: _thread.start_new_thread(act, ()))
+
+
+def stop_worker(exit_code: int) -> None:
+    """Stop this worker, as SIGTERM does, with this exit code. For its parent process."""
+    exit_codes.append(exit_code)
+    os.kill(os.getpid(), signal.SIGTERM)
 
 
 def exit_now(reason: str, *, trace: bool = False) -> NoReturn:

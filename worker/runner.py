@@ -7,13 +7,15 @@ import logging
 import os
 import secrets
 import threading
+import time
 from typing import Literal
 
 from core import errors
 from core.config import Settings
-from core.jobs.models import Job, WorkerInfo
+from core.jobs.models import Job, WorkerInfo, WorkerReport
 from core.jobs.store import JobStore
 from core.neural import device
+from core.neural.capacity import largest_size
 from core.neural.transfer.planner import Planner, device_name, load_throughput
 from core.neural.transfer.style_cache import StyleCache
 from core.neural.vgg import Network
@@ -29,6 +31,8 @@ from worker.settings import WorkerSettings
 from worker.statistics import RunStatistics
 
 HEARTBEAT_SECONDS = 1.0
+PASS_ON_SECONDS = 1.0
+MAX_FAULTS = 2  # jobs with which a device fails, within core.jobs.suspensions.FAULT_SECONDS
 MAX_NETWORKS = 2  # loaded at the same time
 
 RunOutcome = Literal["done", "released", "deleted", "no_job"]
@@ -46,6 +50,9 @@ class JobRunner:
         self._checkpoints = Checkpoints(settings.checkpoints_dir)
         self._weights = WeightsCache(settings.weights_dir, settings.throughput_file)
         self._name = process_name(os.getpid())
+        self._report: WorkerReport | None = None  # from the warm-up on
+        self._is_device_broken = False
+        self._next_pass_on = 0.0
         # By name; the last one was used last. Replaced as a whole, never changed in place, because
         # the thread of the estimates reads it at the same time.
         self._networks: dict[str, tuple[Network, Planner]] = {}
@@ -84,6 +91,11 @@ class JobRunner:
         """Whether a job runs now."""
         return self._run_lock.locked()
 
+    @property
+    def is_device_broken(self) -> bool:
+        """Whether the device has failed with so many jobs that it must not run another one."""
+        return self._is_device_broken
+
     @device.translate_device_errors()
     def _load(self, name: str) -> tuple[Network, Planner]:
         network = self._weights.load(name, self._worker.device, self._worker.precision)
@@ -104,8 +116,22 @@ class JobRunner:
             if shutting_down.is_set():
                 return True
             outcome = self.run_next()
-            if outcome in ("released", "no_job"):
-                return outcome == "released" and shutting_down.is_set()
+            if outcome == "released":
+                return shutting_down.is_set()
+            if outcome == "no_job":
+                return self._must_pass_on()
+        return True
+
+    def _must_pass_on(self) -> bool:
+        """Whether jobs are queued that this worker may not take.
+
+        Then its notification was meant for another one. It passes on one per second at most, so
+        that idle workers do not send it around without end.
+        """
+        now = time.monotonic()
+        if now < self._next_pass_on or not self._store.count_queued():
+            return False
+        self._next_pass_on = now + PASS_ON_SECONDS
         return True
 
     def run_next(self) -> RunOutcome:
@@ -130,11 +156,25 @@ class JobRunner:
             limits=self._limits,
             style_cache=self._style_cache,
             statistics=self._statistics,
+            report=self._report,
         )
         with self._run_lock:
-            is_done = attempt.run(self._load_and_record)
+            try:
+                is_done = attempt.run(self._load_and_record)
+            except errors.DeviceLost:
+                self._record_fault(job.id)
+                raise
             self._release_memory()
         return "done" if is_done else "released"
+
+    def _record_fault(self, job_id: str) -> None:
+        """A job may break any device, so a device is broken if it fails with several jobs."""
+        try:
+            faults = self._store.suspensions.record_fault(self._worker.worker_id, job_id)
+        except errors.Unavailable as error:
+            log.warning("%s", error.message)
+        else:
+            self._is_device_broken = faults >= MAX_FAULTS
 
     @device.translate_device_errors()
     def _release_memory(self) -> None:
@@ -149,7 +189,7 @@ class JobRunner:
         """
         while True:
             try:
-                return self._store.claim(token, self._name)
+                return self._store.claim(token, self._name, self._report)
             except errors.Unavailable as error:
                 log.warning("%s", error.message)
                 if shutting_down.wait(RETRY_SECONDS):
@@ -177,18 +217,22 @@ class JobRunner:
         _, planner = self._load_and_record("auto")
         # A run's first call to the device; it fails here if the device is lost.
         planner.free_bytes()
+        self._report = self._describe()
         network, _ = self.load_network("auto")
         threading.Thread(
             target=self._send_heartbeats,
-            args=(self._describe(), network),
+            args=(self._report, network),
             name="heartbeat",
             daemon=True,
         ).start()
         EstimateService(self._store, self).start()
 
-    def _describe(self) -> WorkerInfo:
-        network, _ = self.load_network("auto")
-        return WorkerInfo(
+    def _describe(self) -> WorkerReport:
+        network, planner = self.load_network("auto")
+        return WorkerReport(
+            id=self._worker.worker_id,
+            pools=self._worker.pools,
+            max_size_px=largest_size(planner),
             device=device_name(network.device),
             precision=str(network.dtype).removeprefix("torch."),
             network=network.name,

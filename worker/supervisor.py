@@ -1,8 +1,8 @@
-"""Two threads in the worker's parent process, which never loads torch.
+"""Three threads in the worker's parent process, which never loads torch.
 
 ChildMonitor requeues the jobs of pool children that have exited. StallMonitor ends a worker that
-stays idle while jobs are queued. Both know the store and the notification of workers; neither
-knows what a job contains.
+stays idle while jobs are queued. DrainMonitor ends a worker that the operator drains. They know the
+store and the notification of workers, and not what a job contains.
 """
 
 import logging
@@ -12,6 +12,7 @@ import threading
 import time
 from collections.abc import Callable, Iterable
 from contextlib import suppress
+from datetime import datetime
 
 from core import errors
 from core.jobs.store import JobStore
@@ -20,6 +21,7 @@ from worker.process import process_name
 
 CHILD_POLL_SECONDS = 0.2
 STALL_POLL_SECONDS = 1.0
+DRAIN_POLL_SECONDS = 1.0
 # Longer than the 30 s that the broker's client waits between two attempts to connect.
 STALL_SECONDS = 60.0
 CHILD_START_SECONDS = 120.0  # Celery allows a child as long to become ready
@@ -135,3 +137,60 @@ class StallMonitor:
         if self._idle_seconds > STALL_SECONDS / 2 and not self._has_notified:
             self._has_notified = True
             self._notify()
+
+
+class DrainMonitor:
+    """Ends this worker, with the exit code DRAINED, when the operator drains it.
+
+    The running job ends first, or is released if the operator asks for that. A drain from before
+    the start of this process has ended another one; this one stays, and is paused by it.
+    """
+
+    def __init__(
+        self,
+        store: JobStore,
+        worker_id: str,
+        list_children: Callable[[], Iterable[int]],
+        release_jobs: Callable[[], object],
+        stop: Callable[[int], object] = process.stop_worker,
+    ) -> None:
+        """list_children: the process ids of the pool's children now."""
+        self._store, self._worker_id, self._list_children = store, worker_id, list_children
+        self._release_jobs, self._stop = release_jobs, stop
+        self._drained_before: datetime | None = None
+        self._is_first_poll, self._has_released = True, False
+
+    def start(self) -> None:
+        """Poll in a daemon thread."""
+        threading.Thread(target=self._run, name="drain-monitor", daemon=True).start()
+
+    def _run(self) -> None:
+        pause = threading.Event()
+        while True:
+            try:
+                if self.poll():
+                    return
+            except errors.Unavailable:  # retries on the next poll
+                pass
+            except Exception:
+                log.exception("polling the store for a drain failed")
+            pause.wait(DRAIN_POLL_SECONDS)
+
+    def poll(self) -> bool:
+        """One round. Returns whether the worker stops. Raises StoreUnavailable."""
+        drain = self._store.suspensions.get(self._worker_id)
+        if drain is not None and drain.kind != "draining":
+            drain = None
+        if self._is_first_poll:
+            self._is_first_poll = False
+            self._drained_before = drain.since if drain is not None else None
+        if drain is None or drain.since == self._drained_before:
+            return False
+        if drain.release and not self._has_released:
+            self._has_released = True
+            self._release_jobs()
+        if any(self._store.is_running(process_name(pid)) for pid in self._list_children()):
+            return False
+        log.warning("this worker is drained and stops")
+        self._stop(process.DRAINED)
+        return True

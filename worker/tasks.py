@@ -24,7 +24,7 @@ from core.jobs.store import JobStore
 from core.log import configure_logging
 from worker import process
 from worker.settings import WorkerSettings
-from worker.supervisor import ChildMonitor, StallMonitor
+from worker.supervisor import ChildMonitor, DrainMonitor, StallMonitor
 
 if TYPE_CHECKING:  # only the pool's child loads torch, not the parent
     from worker.runner import JobRunner
@@ -61,6 +61,8 @@ def stylize(self: Any) -> None:
     except errors.Unavailable as error:  # the reaper notifies the workers again
         log.warning("%s", error.message)
     except errors.DeviceLost:
+        if _get_runner().is_device_broken:
+            _stop_parent(process.BROKEN)
         process.exit_now(
             "the device is lost; this process ends, and the next one resumes its job", trace=True
         )
@@ -92,8 +94,16 @@ def _warm_up(**_: Any) -> None:
         else:
             log.exception("this worker cannot run jobs and stops")
         if isinstance(error, errors.BadSettings):  # a restart would not help; `impasto up` ends
-            os.kill(os.getppid(), process.REFUSED)
-        os.kill(os.getppid(), signal.SIGTERM)
+            _stop_parent(process.REFUSED)
+        elif isinstance(error, errors.DeviceLost):
+            _stop_parent(process.BROKEN)
+        else:
+            _stop_parent()
+
+
+def _stop_parent(*reason: signal.Signals) -> None:
+    for number in (*reason, signal.SIGTERM):
+        os.kill(os.getppid(), number)
 
 
 @worker_process_shutdown.connect
@@ -108,6 +118,8 @@ def _start_monitors(sender: Any, **_: Any) -> None:
     notify = partial(notify_workers, sender.app)
     ChildMonitor(store, notify, _list_children).start()
     StallMonitor(store, notify, _list_children).start()
+    worker_id = read_settings(WorkerSettings).worker_id
+    DrainMonitor(store, worker_id, _list_children, _release_jobs).start()
 
 
 def _list_children() -> list[int]:
@@ -115,7 +127,7 @@ def _list_children() -> list[int]:
 
 
 @worker_shutting_down.connect
-def _ask_to_release(**_: Any) -> None:
+def _release_jobs(**_: Any) -> None:
     """Ask the children to release their jobs; Celery then waits until their tasks return."""
     for child in _list_children():
         os.kill(child, signal.SIGURG)

@@ -6,19 +6,19 @@ notify only once for many jobs.
 
 from celery import Celery
 
-from core.celery_app import notify_workers
+from core.celery_app import MAX_PENDING, notify_workers
 from core.jobs.store import JobStore
 
 
 def notify_idle_workers(store: JobStore, celery: Celery) -> None:
-    """Send a message for each idle worker, at most one per queued job. Raises StoreUnavailable.
+    """Send a message for each idle worker while jobs are queued. Raises StoreUnavailable.
 
-    A message too many does no harm: its worker finds no job.
+    Not only one per queued job: perhaps only the last idle worker may take it. A message too many
+    does no harm: its worker finds no job.
     """
-    queued = store.get_load().queued
-    if not queued:
+    if not store.count_queued():
         return
     idle = sum(not is_busy for _, is_busy in store.list_workers())
-    for _ in range(min(queued, idle)):
+    for _ in range(min(idle, MAX_PENDING)):
         if not notify_workers(celery):
             return  # the broker is unavailable; the next tick tries again

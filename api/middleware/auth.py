@@ -51,6 +51,7 @@ class Caller:
     owner: str = LOCAL_OWNER
     priority: Priority = Priority.HIGH
     address: str = ""  # of the client, where no keys are required and all clients are one owner
+    pool: str | None = None  # of its key; its jobs run there and nowhere else
 
     @property
     def queue_name(self) -> str:
@@ -122,7 +123,7 @@ class Authentication:
             raise errors.AdminRequired()
         _set_actor(scope, key.id, is_operator=is_operator)
         has_access = partial(self._keys.is_valid, secret)
-        state.update(caller=Caller(key.id, key.priority), has_access=has_access)
+        state.update(caller=Caller(key.id, key.priority, pool=key.pool), has_access=has_access)
 
 
 def _set_actor(scope: Scope, caller_id: str, *, is_operator: bool = False) -> None:

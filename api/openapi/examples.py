@@ -34,6 +34,7 @@ JOB: dict[str, Any] = {
     "deadline_at": None,
     "pinned": False,
     "priority": "normal",
+    "pool": None,
     "attempt": 1,
     "max_attempts": 3,
     "retried_from": None,
@@ -100,7 +101,7 @@ WAITING: dict[str, Any] = {
     "version": 1,
     **dict.fromkeys(("started_at", "completed_at", "expires_at", "progress", "preview", "model")),
     "attempt": 0,
-    "queue": {"position": 3, "start_seconds": 64.0},
+    "queue": {"position": 3, "start_seconds": 64.0, "waits_for": None},
     "outputs": [],
     "metrics": {},
     "links": {"self": _SELF, "events": f"{_SELF}/events", "cancel": f"{_SELF}/cancel"},
@@ -129,7 +130,24 @@ def _batch(job: dict[str, Any]) -> dict[str, Any]:
     }
 
 
-_WORKER = {"device": "cpu", "precision": "bfloat16", "network": "vgg19", "networks": ["vgg19"]}
+_WORKER = {
+    "device": "cpu",
+    "precision": "bfloat16",
+    "network": "vgg19",
+    "networks": ["vgg19"],
+    "max_size_px": 6144,
+}
+_WORKER_STATE = {
+    "id": "gpu-1/cuda:0",
+    "name": "gpu-1:4711",
+    "info": _WORKER,
+    "pools": ["", "team=a"],
+    "suspension": None,
+    "seconds_since_heartbeat": 0.4,
+    "job_id": JOB_ID,
+    "owner": "key_" + "k3" * 8,
+    "progress": 0.42,
+}
 
 _DEFAULT_FORM = describe_form(
     ApiSettings.model_construct(), Settings.model_construct().job_limits
@@ -140,6 +158,7 @@ _KEY = {
     "name": "Ada's laptop",
     "priority": "normal",
     "admin": False,
+    "pool": None,
     "created_at": "2026-11-28T09:00:00Z",
     "last_used_at": None,
     "revoked": False,
@@ -199,7 +218,7 @@ RESPONSES: dict[str, Any] = {
         "refused": None,
         "device": "cpu",
         "network": "vgg19",
-        "queue": {"position": 3, "start_seconds": 64.0},
+        "queue": {"position": 3, "start_seconds": 64.0, "waits_for": None},
     },
     "SystemInfo": {
         "version": "0.1.0",
@@ -211,6 +230,7 @@ RESPONSES: dict[str, Any] = {
         "store": {"problems": [], "unchecked": [], "identity": "same"},
         "intake_paused_at": None,
         "queue_work_seconds": 64.2,
+        "out_of_service": [],
     },
     "OperatorStatus": {
         "intake_paused_at": None,
@@ -218,16 +238,7 @@ RESPONSES: dict[str, Any] = {
         "queued": 3,
         "running": 1,
         "average_job_seconds": 21.4,
-        "workers": [
-            {
-                "name": "gpu-1:4711",
-                "info": _WORKER,
-                "seconds_since_heartbeat": 0.4,
-                "job_id": JOB_ID,
-                "owner": _KEY["id"],
-                "progress": 0.42,
-            }
-        ],
+        "workers": [_WORKER_STATE],
         "webhooks_pending": 0,
         "disk": {"total_bytes": 10**12, "free_bytes": 6 * 10**11, "quota_bytes": None},
         "expiry": {
@@ -247,6 +258,7 @@ RESPONSES: dict[str, Any] = {
                 "priority": "normal",
                 "created_at": "2026-11-28T09:15:00Z",
                 "size": 512,
+                "pool": None,
             }
         ],
         "total": 3,
@@ -270,6 +282,7 @@ RESPONSES: dict[str, Any] = {
         ],
         "before": "1795857300000-0",
     },
+    "WorkerList": {"workers": [_WORKER_STATE]},
     "KeyUsageList": {
         "keys": [
             {
@@ -308,6 +321,20 @@ RESPONSES_OF_OPERATION: dict[str, Any] = {
         "status": "canceled",
         "position": None,
         "cancel_requested": False,
+    },
+    "POST /v1/operator/workers/drain 200": {
+        "workers": [
+            {
+                **_WORKER_STATE,
+                "suspension": {
+                    "kind": "draining",
+                    "since": "2026-11-28T09:15:00Z",
+                    "reason": "",
+                    "device": "",
+                    "release": False,
+                },
+            }
+        ]
     },
     "POST /v1/operator/intake/pause 200": {"paused_at": "2026-11-28T09:15:00Z"},
     "GET /readyz 200": {
@@ -353,6 +380,9 @@ BODIES: dict[str, dict[str, Any]] = {
     "POST /v1/images": {_FORM: {"image": "photo.jpg"}},
     "POST /v1/jobs/{job_id}/retry": {_JSON: {"spec": {"strength": 0.8}}},
     "PATCH /v1/jobs/{job_id}": {_JSON: {"spec": {"strength": 0.9}}},
+    "POST /v1/operator/workers/pause": {_JSON: {"id": "gpu-1/cuda:0"}},
+    "POST /v1/operator/workers/drain": {_JSON: {"id": "gpu-1/cuda:0"}},
+    "POST /v1/operator/workers/resume": {_JSON: {"id": "*"}},
     "POST /v1/operator/keys": {_JSON: {"name": "Ada's laptop", "priority": "normal"}},
     "POST /v1/operator/jobs/{job_id}/move": {_JSON: {"to": "first"}},
     "POST /v1/estimate": {

@@ -303,8 +303,8 @@ async def retry_job(
     """Create a new job from one that has ended: its pictures and parameters, with your changes.
 
     With `continue`, the new job begins with the old result: for more `iterations`, other weights,
-    or a larger `size`. It has the old priority, unless your key no longer allows it. It takes over
-    neither the webhook nor the deadline.
+    or a larger `size`. It has the old pool and priority, unless your key no longer allows them. It
+    takes over neither the webhook nor the deadline.
     """
     change = change or RetryRequest()
     request_hash = compute_request_hash({"retry": job_id, **change.model_dump(exclude_unset=True)})
@@ -344,7 +344,8 @@ def _prepare_retry(
         raise errors.BadSpec("init=picture: a retry can only begin with the result; send continue.")
     # The lower of both: the caller's key may allow less than when the old job was submitted.
     priority = max(old.priority, submissions.caller.priority, key=list(Priority).index)
-    options = SubmissionOptions(priority=priority, webhook=change.webhook)
+    pool = submissions.caller.pool or old.pool
+    options = SubmissionOptions(priority=priority, webhook=change.webhook, pool=pool)
     return submission, submissions.check_options(options)
 
 

@@ -13,7 +13,7 @@ from typing import Annotated
 from fastapi import APIRouter, Depends, Query, Request, Response
 from pydantic import BaseModel, ConfigDict, StrictBool
 
-from api.dependencies import Configuration, Owner, Store
+from api.dependencies import Configuration, Notify, Owner, Store
 from api.http.root_path import add_root_path
 from core import errors
 from core.auth.api_keys import ApiKey, ApiKeyStore
@@ -26,8 +26,8 @@ from core.jobs.operations import (
     OwnerUsage,
     QueuedJob,
     QueueEnd,
-    WorkerState,
 )
+from core.jobs.service_info import WorkerList, WorkerState
 from core.jobs.store import WORKER_TTL_MS
 
 router = APIRouter(prefix="/v1/operator", tags=["operator"])
@@ -115,6 +115,7 @@ class NewKey(BaseModel):
     name: str
     priority: Priority = Priority.NORMAL
     admin: StrictBool = False
+    pool: str | None = None
 
 
 class CreatedKey(BaseModel):
@@ -146,6 +147,20 @@ class AuditPage(BaseModel):
 
     entries: list[AuditEntry]
     before: str | None
+
+
+class WorkerChoice(BaseModel):
+    """The id of a worker, or * for all."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    id: str
+
+
+class Drain(WorkerChoice):
+    """release: hand the running job to another worker at once, with a checkpoint."""
+
+    release: StrictBool = False
 
 
 class IntakeState(BaseModel):
@@ -249,6 +264,39 @@ def list_audit(
     return AuditPage(entries=entries, before=cursor)
 
 
+@router.get("/workers", summary="The workers")
+def list_workers(store: Store) -> WorkerList:
+    """Return the live workers with their jobs, and those that are suspended."""
+    return WorkerList(workers=store.operations.list_workers(WORKER_TTL_MS))
+
+
+@router.post("/workers/pause", summary="Pause a worker", max_body_size=_BODY_BYTES)
+def pause_worker(choice: WorkerChoice, store: Store, operator: Owner) -> WorkerList:
+    """Let it take no new jobs until it is resumed, also after a restart; its job goes on."""
+    store.operations.suspend(choice.id, "paused", WORKER_TTL_MS)
+    _log.info("operator %s pauses the worker %s", operator, choice.id)
+    return list_workers(store)
+
+
+@router.post("/workers/drain", summary="Drain a worker", max_body_size=_BODY_BYTES)
+def drain_worker(drain: Drain, store: Store, operator: Owner) -> WorkerList:
+    """Let its process end after its running job. If it is started again, it is paused."""
+    store.operations.suspend(drain.id, "draining", WORKER_TTL_MS, release=drain.release)
+    _log.info("operator %s drains the worker %s", operator, drain.id)
+    return list_workers(store)
+
+
+@router.post("/workers/resume", summary="Resume a worker", max_body_size=_BODY_BYTES)
+def resume_worker(
+    choice: WorkerChoice, store: Store, notify: Notify, operator: Owner
+) -> WorkerList:
+    """Let it take jobs again, whatever has suspended it. Safe to repeat."""
+    store.operations.resume(choice.id, WORKER_TTL_MS)
+    _log.info("operator %s resumes the worker %s", operator, choice.id)
+    notify()  # the reaper wakes the others
+    return list_workers(store)
+
+
 @router.get("/keys", summary="API keys, their use and limits")
 def list_keys(request: Request, store: Store, config: Configuration) -> KeyUsageList:
     """Return every key without its secret, when it was last used, and what its owner has."""
@@ -271,7 +319,7 @@ def list_keys(request: Request, store: Store, config: Configuration) -> KeyUsage
 def create_key(new: NewKey, request: Request, response: Response, operator: Owner) -> CreatedKey:
     """Return a new key with its secret, which is shown only this once."""
     response.headers["Location"] = add_root_path(f"{router.prefix}/keys")
-    key, secret = _get_keys(request).create(new.name, new.priority, admin=new.admin)
+    key, secret = _get_keys(request).create(new.name, new.priority, admin=new.admin, pool=new.pool)
     _log.info("operator %s creates %s, admin: %s", operator, key.id, key.admin)
     return CreatedKey(key=key, secret=secret)
 

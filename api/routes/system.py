@@ -10,7 +10,14 @@ from api.dependencies import Configuration, Store
 from api.settings import ApiSettings
 from api.submissions.parser import BODY_BYTES
 from core.images import validation
-from core.jobs.service_info import ModelInfo, ModelList, ServiceLimits, SystemInfo, WorkerStatus
+from core.jobs.service_info import (
+    BrokenDevice,
+    ModelInfo,
+    ModelList,
+    ServiceLimits,
+    SystemInfo,
+    WorkerStatus,
+)
 from core.style.limits import JobLimits
 from core.style.spec import MAX_STYLES, MIN_SIZE_PX
 from core.style.vgg_layers import DOWNLOADABLE_MODELS
@@ -56,6 +63,11 @@ def get_system(
         store=store.monitor.check(),
         intake_paused_at=store.operations.get_intake_pause(),
         queue_work_seconds=round(store.get_queue_work_seconds(), 1),
+        out_of_service=[
+            BrokenDevice(device=suspension.device, since=suspension.since)
+            for suspension in store.suspensions.list().values()
+            if suspension.kind == "out_of_service"
+        ],
     )
 
 

@@ -148,6 +148,7 @@ class _Submission(SubmissionOptions):
         "and at most 2592000 (30 days).",
         "reuse": "reuse must be true or false.",
         "webhook": "webhook must be a URL.",
+        "pool": "pool must be the label of workers, such as team=a.",
         "spec": "spec must be an object of parameters.",
         "content": "content must be one picture: a file, or the digest of an upload.",
         "init_image": "init_image must be one picture: a file, or the digest of an upload.",

@@ -73,11 +73,15 @@ class SubmissionService:
         return self.store.find_replay(key, request_hash, self.caller.owner) if key else None
 
     def check_options(self, options: SubmissionOptions) -> SubmissionOptions:
-        """Return the options with the allowed priority and the webhook's URL in normal form.
+        """Return the options with the allowed priority, the key's pool and the webhook's URL.
 
-        Raises BadSpec if the client asks for a higher priority than its key allows, and BadWebhook.
+        Raises BadSpec if the client asks for a higher priority than its key allows or for another
+        pool, and BadWebhook.
         """
-        changes: dict[str, Any] = {"priority": self._limit_priority(options)}
+        changes: dict[str, Any] = {
+            "priority": self._limit_priority(options),
+            "pool": self._choose_pool(options),
+        }
         if options.webhook is not None:
             changes["webhook"] = self.webhooks.parse_url(options.webhook).url
         return options.model_copy(update=changes)
@@ -89,6 +93,12 @@ class SubmissionService:
         if "priority" in options.model_fields_set:
             raise errors.BadSpec(f"priority: this API key may ask for {highest} at most.")
         return highest  # the client did not ask for the default
+
+    def _choose_pool(self, options: SubmissionOptions) -> str | None:
+        pool = self.caller.pool
+        if pool is not None and options.pool not in (None, pool):
+            raise errors.BadSpec(f"pool: the jobs of this API key run in the pool {pool}.")
+        return pool or options.pool
 
     def build_context(
         self, key: str | None, *, request_hash: str | None = None, retried_from: str | None = None

@@ -388,7 +388,8 @@ function describeSettings({ input: { spec, masks } }) {
 }
 
 // start_seconds is null while no worker runs, and missing if nothing is known.
-function describeQueue({ position, start_seconds: start }) {
+function describeQueue({ position, start_seconds: start, waits_for: missing }) {
+  if (missing) return t(missing === "pool" ? "queue.noPool" : "queue.noMemory");
   if (start === null) return t("queue.noWorker", { n: position ?? 0 });
   const duration = start ? formatDuration(start) : "";
   if (!position) return duration ? t("queue.nextIn", { duration }) : t("queue.next");

@@ -100,7 +100,7 @@ byId("new-key").addEventListener("submit", async (event) => {
   event.preventDefault();
   const body = {
     name: byId("new-name").value.trim(), priority: byId("new-priority").value,
-    admin: byId("new-admin").checked,
+    admin: byId("new-admin").checked, pool: byId("new-pool").value.trim() || null,
   };
   try {
     const { secret } = await (await sendJson("POST", "v1/operator/keys", body)).json();
@@ -157,7 +157,7 @@ function showStatus(status) {
   showFigures([
     ["Waiting", formatNumber(status.queued)],
     ["Running", formatNumber(status.running)],
-    ["Workers", formatNumber(workers.length)],
+    ["Workers", formatNumber(workers.filter(({ name }) => name).length)],
     ["One job takes", formatSeconds(status.average_job_seconds)],
     ["Wait, median", formatSeconds(total?.wait_p50_seconds ?? null)],
     ["Wait, 95 %", formatSeconds(total?.wait_p95_seconds ?? null)],
@@ -170,14 +170,31 @@ function showStatus(status) {
     ["Pictures in use", formatNumber(expiry.pictures)],
     ["Webhooks waiting", formatNumber(status.webhooks_pending)],
   ]);
-  showRows("workers", workers.map(({ name, info, job_id: job, owner, progress }) => ({
-    id: name,
+  showRows("workers", workers.map(({ id, name, info, pools, suspension, job_id: job, owner, progress }) => ({
+    id: `${id} ${name}`,
+    className: suspension ? "suspended" : "",
     cells: [
-      name, info ? `${info.device}, ${info.precision}` : "", info?.network ?? "",
+      id || name, info ? `${info.device}, ${info.precision}` : suspension?.device ?? "",
+      info?.network ?? "", info?.max_size_px ? `${info.max_size_px} px` : "",
+      pools.map((pool) => pool || "all").join(", "), describeState(suspension, name),
       job ? `${job}, ${nameOwner(owner)}` : "idle",
       progress === null ? "" : `${Math.round(100 * progress)} %`,
     ],
-  })));
+  })), (row) => {
+    const [id] = row.split(" ");
+    return id ? [
+      createButton("Pause", id, () => act("workers/pause", { id })),
+      createSafeButton("Drain", id, () => act("workers/drain", { id })),
+      createButton("Resume", id, () => act("workers/resume", { id })),
+    ] : [];
+  });
+}
+
+function describeState(suspension, name) {
+  if (!suspension) return "active";
+  const { kind, reason } = suspension;
+  if (kind === "draining" && !name) return "drained";
+  return kind.replaceAll("_", " ") + (reason ? `: ${reason}` : "");
 }
 
 function showQueue({ jobs, total }) {
@@ -218,7 +235,7 @@ function showKeys({ keys, limits }) {
     id: key.id,
     className: key.revoked ? "revoked" : "",
     cells: [
-      key.name, key.id, key.priority + (key.admin ? ", operator" : ""), formatTime(key.last_used_at),
+      key.name, key.id, [key.priority, key.pool, key.admin && "operator"].filter(Boolean).join(", "), formatTime(key.last_used_at),
       formatNumber(usage.queued), formatNumber(usage.running), formatNumber(usage.jobs),
       `${formatNumber(usage.uploads)}, ${formatBytes(usage.upload_bytes)}`,
     ],

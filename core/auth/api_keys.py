@@ -18,7 +18,7 @@ from pydantic import BaseModel, ConfigDict
 
 from core import errors
 from core.jobs import audit
-from core.jobs.models import Priority
+from core.jobs.models import LABEL_PATTERN, Priority
 from core.redis_client import PREFIX, CircuitBreaker, connect
 
 _SECRET = re.compile(r"impasto_[a-z2-7]{52}")
@@ -34,6 +34,7 @@ class ApiKey(BaseModel):
     name: str
     priority: Priority  # the highest that its jobs may have
     admin: bool = False  # whether it may operate the service: /v1/operator
+    pool: str | None = None  # only workers with this label run its jobs
     created_at: datetime
     last_used_at: datetime | None = None  # with the precision of a minute
     revoked: bool = False
@@ -54,23 +55,32 @@ class ApiKeyStore:
         self._redis.close()
 
     def create(
-        self, name: str, priority: Priority = Priority.NORMAL, *, admin: bool = False
+        self,
+        name: str,
+        priority: Priority = Priority.NORMAL,
+        *,
+        admin: bool = False,
+        pool: str | None = None,
     ) -> tuple[ApiKey, str]:
         """Create a key; return it with its secret, which cannot be read again.
 
-        Raises BadInput for an invalid name.
+        Raises BadInput for an invalid name or pool.
         """
         if not _NAME.fullmatch(name) or not name.isprintable():
             raise errors.BadInput("A key's name must be 1 to 100 printable characters.")
+        if pool is not None and not re.fullmatch(LABEL_PATTERN, pool):
+            raise errors.BadInput("A pool is the label of workers, such as team=a.")
         secret = f"impasto_{_random_text(32)}"
         key = ApiKey(
             id=f"key_{_random_text(10)}",
             name=name,
             priority=priority,
             admin=admin,
+            pool=pool,
             created_at=datetime.now(UTC),
         )
-        fields: Any = key.model_dump(mode="json", exclude_unset=True) | {"admin": int(admin)}
+        fields: Any = key.model_dump(mode="json", exclude_none=True, exclude={"revoked"})
+        fields["admin"] = int(admin)
         with self._circuit_breaker, self._redis.pipeline() as pipe:
             pipe.hset(_redis_key(secret), mapping=fields)
             pipe.hset(f"{PREFIX}keys", key.id, _hash_secret(secret))

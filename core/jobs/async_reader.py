@@ -15,8 +15,8 @@ from redis.exceptions import ResponseError
 
 from core import errors
 from core.jobs import store
-from core.jobs.models import Job, QueuePosition, ServiceLoad
-from core.jobs.serialization import parse_job, parse_load
+from core.jobs.models import Job, ServiceLoad
+from core.jobs.serialization import parse_job, parse_load, parse_rank
 from core.jobs.store import OnCall
 from core.redis_client import (
     CONNECT_TIMEOUT_SECONDS,
@@ -128,9 +128,7 @@ def _parse_row(known: Job | None, row: list[Any], load: ServiceLoad | None) -> J
     if len(row) > 1:
         return parse_job(dict(zip(row[::2], row[1::2], strict=True)), load)
     assert known is not None, "the store returns the rank alone only for a known version"
-    rank, queue = row[0], None
-    if rank >= 0 and load is not None:
-        queue = QueuePosition(position=rank, start_seconds=load.start_seconds(rank))
+    queue = parse_rank(row[0], load)
     if queue == known.queue:
         return known
     return known.model_copy(update={"queue": queue})

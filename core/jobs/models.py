@@ -10,20 +10,26 @@ from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from datetime import UTC, datetime
 from enum import StrEnum
-from typing import Any, NamedTuple, Self
+from typing import Annotated, Any, Literal, NamedTuple, Self
 
 from PIL import Image
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, StringConstraints, ValidationError
 
 from core import errors
 from core.images import codec
 from core.images.transparency import Background
+from core.style.limits import SIZE_CLASSES
 from core.style.spec import SpecUpdate, parse_spec
 
 MAX_ATTEMPTS = 3  # lost attempts in a row, without a new checkpoint, before the job fails
 MAX_SPEC_UPDATES = 200  # per job
 MAX_FRAMES = 60  # per job; beyond it, every other frame is dropped
+# Of a job's record. A process leaves queued jobs of a later format to the processes that know it.
+RECORD_FORMAT = 1  # scripts/lanes.lua has it as well
+NO_POOL = ""  # of a job that any worker may run that is not dedicated
 _ID = re.compile(r"(job|batch)_[a-z2-7]{26}")
+LABEL_PATTERN = r"[A-Za-z0-9][A-Za-z0-9._-]{0,31}(=[A-Za-z0-9._-]{1,32})?"
+Label = Annotated[str, StringConstraints(pattern=rf"^{LABEL_PATTERN}$")]
 
 
 class Status(StrEnum):
@@ -195,6 +201,11 @@ class SubmissionOptions(_Record):
         title="Webhook",
         description="A URL, https://…, that receives a POST request when the job ends.",
     )
+    pool: Label | None = Field(
+        None,
+        title="Pool",
+        description="Only workers with this label run the job, for example team=a.",
+    )
 
 
 class SubmissionContext(_Record):
@@ -273,11 +284,14 @@ class JobError(_Record):
 class QueuePosition(_Record):
     """A queued job's position (0 is next) and the estimated seconds until it starts.
 
-    start_seconds: from the recent average run time; None while there is no worker.
+    start_seconds: from the recent average run time; None while there is no worker for the job.
+    waits_for: what it lacks beside its turn: a live worker in its `pool`, or one with enough
+    `memory` (one was there within the hour); else None.
     """
 
     position: int
     start_seconds: float | None = None
+    waits_for: Literal["pool", "memory"] | None = None
 
 
 class WorkerInfo(_Record):
@@ -287,6 +301,28 @@ class WorkerInfo(_Record):
     precision: str  # of the network
     network: str  # the one that `auto` resolves to
     networks: list[str]  # those whose weights are present
+    max_size_px: int | None = None  # the largest of SIZE_CLASSES that its memory holds, or 0
+
+
+class WorkerReport(WorkerInfo):
+    """What a worker tells the store: its description, and which jobs it takes.
+
+    id: how the operator names it; workers with the same id are paused together. pools: its labels,
+    and NO_POOL unless it is dedicated to them.
+    """
+
+    id: str = ""
+    pools: list[str] = [NO_POOL]
+
+    @classmethod
+    def of_unknown(cls) -> Self:
+        """A worker that tells nothing: it takes every job without a pool."""
+        return cls(device="", precision="", network="", networks=[])
+
+    @property
+    def claim_size_px(self) -> int:
+        """Up to which size it takes jobs."""
+        return SIZE_CLASSES[-1] if self.max_size_px is None else self.max_size_px
 
 
 class WorkerUse(_Record):
@@ -376,6 +412,7 @@ class Job(_Record):
     deadline_at: datetime | None
     pinned: bool
     priority: Priority
+    pool: str | None = None
     attempt: int
     max_attempts: int
     retried_from: str | None

@@ -17,30 +17,22 @@ from pydantic import BaseModel, ConfigDict
 
 from core import errors
 from core.jobs import audit
-from core.jobs.models import Priority, Status, WorkerInfo, parse_timestamp
+from core.jobs.models import Priority, Status, WorkerInfo, WorkerReport, parse_timestamp
+from core.jobs.service_info import SuspensionKind, WorkerState
+from core.jobs.suspensions import Suspensions
 from core.redis_client import PREFIX, CircuitBreaker
 
 HOUR_SECONDS = 3600
 MAX_HOURS = 7 * 24  # the store keeps the counts of eight days
 MAX_RUNNING = 1000  # jobs that are read to tell what each worker does
 DAY_MS = 86_400_000
+ALL_WORKERS = "*"
 
 QueueEnd = Literal["first", "last"]
 
 
 class _View(BaseModel):
     model_config = ConfigDict(frozen=True)
-
-
-class WorkerState(_View):
-    """A live worker and the job that it runs. `name`: its host and process."""
-
-    name: str
-    info: WorkerInfo | None
-    seconds_since_heartbeat: float
-    job_id: str | None = None
-    owner: str | None = None
-    progress: float | None = None  # 0 to 1
 
 
 class QueuedJob(_View):
@@ -52,6 +44,7 @@ class QueuedJob(_View):
     priority: Priority
     created_at: datetime
     size: int | None  # of the result, in px
+    pool: str | None = None
 
 
 class HourCounts(_View):
@@ -94,10 +87,15 @@ class Operations:
     """Every method raises StoreUnavailable when the server does not answer in time."""
 
     def __init__(
-        self, client: redis.Redis, circuit_breaker: CircuitBreaker, call: Callable[..., Any]
+        self,
+        client: redis.Redis,
+        circuit_breaker: CircuitBreaker,
+        call: Callable[..., Any],
+        suspensions: Suspensions,
     ) -> None:
         """call: of JobStore; it runs a Lua function."""
         self._redis, self._circuit_breaker, self._call = client, circuit_breaker, call
+        self._suspensions = suspensions
 
     # ------------------------------------------------------------------ what the operator does
 
@@ -129,6 +127,27 @@ class Operations:
             audit.append(pipe, "intake.resume")
             pipe.execute()
 
+    def suspend(self, worker_id: str, kind: SuspensionKind, ttl_ms: int, **details: Any) -> None:
+        """Let a worker, or ALL_WORKERS that are alive, take no jobs from now on.
+
+        A broken device stays out of service. Raises WorkerNotFound.
+        """
+        for worker in self._find_workers(worker_id, ttl_ms):
+            if worker.suspension is None or worker.suspension.kind != "out_of_service":
+                self._suspensions.suspend(worker.id, kind, **details)
+
+    def resume(self, worker_id: str, ttl_ms: int) -> None:
+        """Let a worker, or ALL_WORKERS, take jobs again. Safe to repeat. Raises WorkerNotFound."""
+        for worker in self._find_workers(worker_id, ttl_ms):
+            self._suspensions.resume(worker.id)
+
+    def _find_workers(self, worker_id: str, ttl_ms: int) -> Sequence[WorkerState]:
+        workers = [worker for worker in self.list_workers(ttl_ms) if worker.id]
+        found = [worker for worker in workers if worker_id in (worker.id, ALL_WORKERS)]
+        if not found and worker_id != ALL_WORKERS:
+            raise errors.WorkerNotFound()
+        return found
+
     # ------------------------------------------------------------------ what the operator sees
 
     def get_intake_pause(self) -> datetime | None:
@@ -145,7 +164,9 @@ class Operations:
             total, places = pipe.execute()
             ids = [place.partition(":")[2] for place in places]
             for job_id in ids:
-                pipe.hmget(f"{PREFIX}job:{job_id}", "owner", "priority", "created_at", "input")
+                pipe.hmget(
+                    f"{PREFIX}job:{job_id}", "owner", "priority", "created_at", "input", "pool"
+                )
             rows = pipe.execute() if ids else []
         jobs = []
         for index, (job_id, row) in enumerate(zip(ids, rows, strict=True)):
@@ -155,7 +176,8 @@ class Operations:
         return jobs, int(total)
 
     def list_workers(self, ttl_ms: int) -> list[WorkerState]:
-        """Return the workers whose last heartbeat is younger than this."""
+        """Return the workers whose last heartbeat is younger than this, and those suspended."""
+        suspensions = self._suspensions.list()
         with self._circuit_breaker, self._redis.pipeline(transaction=False) as pipe:
             pipe.time()
             pipe.zrange(f"{PREFIX}leases", 0, MAX_RUNNING - 1)
@@ -172,16 +194,26 @@ class Operations:
             if heartbeat_ms < now_ms - ttl_ms:
                 continue
             job_id, owner, progress = jobs.get(name, (None, None, None))
+            report = _parse_report(infos.get(name))
             states.append(
                 WorkerState(
+                    id=report.id if report else "",
                     name=name,
-                    info=_parse_info(infos.get(name)),
+                    info=report and WorkerInfo.model_validate(report.model_dump()),
+                    pools=report.pools if report else [],
+                    suspension=suspensions.get(report.id) if report else None,
                     seconds_since_heartbeat=(now_ms - heartbeat_ms) / 1000,
                     job_id=job_id,
                     owner=owner,
                     progress=_parse_progress(progress),
                 )
             )
+        live = {state.id for state in states}
+        states += [
+            WorkerState(id=worker_id, suspension=suspension)
+            for worker_id, suspension in suspensions.items()
+            if worker_id not in live
+        ]
         return states
 
     def list_hours(self, count: int) -> tuple[HourCounts, list[HourCounts]]:
@@ -265,7 +297,7 @@ def _percentile(waits: dict[int, int], share: float) -> float | None:
 
 def _parse_queued(job_id: str, position: int, row: Sequence[str | None]) -> QueuedJob:
     """Raises ValueError for a missing or damaged record."""
-    owner, priority, created_ms, job_input = row
+    owner, priority, created_ms, job_input, pool = row
     fields = {
         "id": job_id,
         "owner": owner,
@@ -273,6 +305,7 @@ def _parse_queued(job_id: str, position: int, row: Sequence[str | None]) -> Queu
         "priority": priority,
         "created_at": parse_timestamp(created_ms),
         "size": _parse_object(job_input).get("spec", {}).get("size"),
+        "pool": pool,
     }
     return QueuedJob.model_validate(fields)
 
@@ -282,8 +315,8 @@ def _parse_progress(text: str | None) -> float | None:
     return float(value) if isinstance(value, int | float) else None
 
 
-def _parse_info(text: str | None) -> WorkerInfo | None:
-    return WorkerInfo.model_validate_json(text) if text else None
+def _parse_report(text: str | None) -> WorkerReport | None:
+    return WorkerReport.model_validate_json(text) if text else None
 
 
 def _parse_object(text: str | None) -> dict[str, Any]:

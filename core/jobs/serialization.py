@@ -50,7 +50,9 @@ def serialize(
     input_json = job_input.model_dump_json()
     digests = job_input.digests()
     fingerprint = sha256_hex(input_json)
-    requested = f"{options.model_dump_json()} {context.retried_from}"
+    # Without what is not set, so that a version with more options computes the same.
+    requested = f"{options.model_dump_json(exclude={'pool'} if options.pool is None else None)} "
+    requested += str(context.retried_from)
     deadline_ms = key_hash = None
     if options.deadline_seconds is not None:
         deadline_ms = round(options.deadline_seconds * 1000)
@@ -59,6 +61,8 @@ def serialize(
     submission = {
         "owner": context.owner,
         "priority": options.priority,
+        "pool": options.pool,
+        "size": job_input.spec.get("size", 0),
         "retention_ms": round(context.result_retention_seconds * 1000),
         "deadline_ms": deadline_ms,
         "webhook": options.webhook,
@@ -110,6 +114,18 @@ def parse_load(row: Sequence[Any]) -> ServiceLoad:
     )
 
 
+def parse_rank(rank: int | str, load: ServiceLoad | None) -> QueuePosition | None:
+    """Parse the rank that `read_changed` returns: a number, perhaps with what the job waits for."""
+    position, _, missing = str(rank).partition(" ")
+    if int(position) < 0 or load is None:
+        return None
+    return QueuePosition(
+        position=int(position),
+        start_seconds=None if missing else load.start_seconds(int(position)),
+        waits_for=missing or None,
+    )
+
+
 def parse_job(fields: dict[str, Any], load: ServiceLoad | None) -> Job | None:
     """Parse the fields and the rank that the Lua function `read_changed` returns.
 
@@ -123,11 +139,10 @@ def parse_job(fields: dict[str, Any], load: ServiceLoad | None) -> Job | None:
 
 
 def _parse_job(fields: dict[str, Any], load: ServiceLoad | None) -> Job:
-    created_at, rank = parse_timestamp(fields["created_at"]), fields["rank"]
+    created_at = parse_timestamp(fields["created_at"])
     assert created_at is not None
-    queue = progress = model = error = None
-    if rank >= 0 and load is not None:
-        queue = QueuePosition(position=rank, start_seconds=load.start_seconds(rank))
+    queue = parse_rank(fields["rank"], load)
+    progress = model = error = None
     if "progress" in fields:
         progress = JobProgress.model_validate_json(fields["progress"])
     if "model" in fields:
@@ -146,6 +161,7 @@ def _parse_job(fields: dict[str, Any], load: ServiceLoad | None) -> Job:
         deadline_at=parse_timestamp(fields.get("deadline_at")),
         pinned=fields.get("pinned") == "1",
         priority=fields["priority"],
+        pool=fields.get("pool"),
         attempt=int(fields["attempt"]),
         max_attempts=MAX_ATTEMPTS,
         retried_from=fields.get("retried_from"),

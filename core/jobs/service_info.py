@@ -4,6 +4,7 @@ Knows no HTTP and defines no limit itself.
 """
 
 from datetime import datetime
+from typing import Literal
 
 from pydantic import BaseModel, ConfigDict
 
@@ -15,11 +16,60 @@ class _ServiceModel(BaseModel):
     model_config = ConfigDict(frozen=True, protected_namespaces=())
 
 
+SuspensionKind = Literal["paused", "draining", "out_of_service"]
+
+
+class Suspension(_ServiceModel):
+    """Why a worker takes no jobs.
+
+    paused: its process stays. draining: its process ends after its job; with `release` it hands the
+    job back at once. out_of_service: its device is broken or gone, as `reason` says.
+    """
+
+    kind: SuspensionKind
+    since: datetime
+    reason: str = ""
+    device: str = ""
+    release: bool = False
+
+
+class WorkerState(_ServiceModel):
+    """A worker and the job that it runs.
+
+    id: of its device, for pause, drain and resume; name: of its process. pools: whose jobs it
+    takes; "" for jobs without a pool. suspension: why it takes none. A worker that is suspended and
+    has no live process has neither a name nor a heartbeat.
+    """
+
+    id: str = ""
+    name: str = ""
+    info: WorkerInfo | None = None
+    pools: list[str] = []
+    suspension: Suspension | None = None
+    seconds_since_heartbeat: float | None = None
+    job_id: str | None = None
+    owner: str | None = None
+    progress: float | None = None  # 0 to 1
+
+
+class WorkerList(_ServiceModel):
+    """All live workers, and those that are suspended."""
+
+    workers: list[WorkerState]
+
+
 class WorkerStatus(_ServiceModel):
     """One live worker. `info` is null until its first heartbeat with a description."""
 
     busy: bool
     info: WorkerInfo | None
+
+
+class BrokenDevice(_ServiceModel):
+    """A device that its host has taken out of service, because it fails or is missing."""
+
+    device: str
+    since: datetime
 
 
 class ServiceLimits(_ServiceModel):
@@ -65,6 +115,7 @@ class Readiness(_ServiceModel):
     reason: str | None = None
     checks: dict[str, str] = {}  # by name: ok, or what fails
     warnings: list[str] = []  # for the operator: the service works all the same
+    out_of_service: list[BrokenDevice] = []
 
 
 class ModelInfo(_ServiceModel):

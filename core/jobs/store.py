@@ -41,6 +41,7 @@ from core.jobs.models import (
     SubmissionOptions,
     WorkCounts,
     WorkerInfo,
+    WorkerReport,
     WorkerUse,
     new_job_id,
 )
@@ -48,6 +49,7 @@ from core.jobs.operations import Operations
 from core.jobs.serialization import parse_job, parse_load, serialize, sha256_hex
 from core.jobs.statistics import ServiceStatistics, Statistics
 from core.jobs.store_monitor import StoreMonitor
+from core.jobs.suspensions import Suspensions
 from core.redis_client import PREFIX, CircuitBreaker, connect
 
 LEASE_SECONDS = 5.0
@@ -55,6 +57,10 @@ MAX_UPLOADS = 10_000  # of one owner, unless the caller sets another limit
 RESERVATION_SECONDS = 600.0  # protects a blob until the operation that uses it
 WORKER_TTL_MS = 5_000  # a worker sends a heartbeat every second; scripts/common.lua has it as well
 WORKER_FORGET_MS = 60_000  # then the store forgets the description of a worker
+KNOWN_SECONDS = (
+    3600  # jobs wait so long for a worker like one that is gone; lanes.lua has it as well
+)
+POLL_MS = 10_000  # an idle worker asks for a job more often, while jobs wait
 ANY_OWNER = ""  # for operations that may touch the jobs of all owners
 NO_OWNER = ""  # of a blob that no client may name
 # `time_limit_exceeded` comes from the worker, the others from the store.
@@ -74,6 +80,7 @@ SCRIPTS = (
     "common",
     "statistics",
     "blobs",
+    "lanes",
     "queue",
     "outbox",
     "lifecycle",
@@ -101,7 +108,8 @@ class JobStore:
 
     Every method raises StoreUnavailable when the server does not answer in time.
     `monitor` checks the server itself; `operations` is what the operator sees and does; `audit`
-    reads the audit log, to which every change by a caller (`audit.actor`) adds an entry.
+    reads the audit log, to which every change by a caller (`audit.actor`) adds an entry;
+    `suspensions` says which workers take no jobs.
     """
 
     def __init__(
@@ -125,7 +133,10 @@ class JobStore:
             self._redis, self._circuit_breaker, identity_file, accepts_unsafe=accepts_unsafe
         )
         self.estimates = EstimateQueue(self._redis, self._circuit_breaker)
-        self.operations = Operations(self._redis, self._circuit_breaker, self._call)
+        self.suspensions = Suspensions(self._redis, self._circuit_breaker)
+        self.operations = Operations(
+            self._redis, self._circuit_breaker, self._call, self.suspensions
+        )
         self.audit = AuditReader(self._redis, self._circuit_breaker)
         self._statistics = Statistics(self._redis, self._circuit_breaker)
         self._on_call = on_call
@@ -465,13 +476,23 @@ class JobStore:
     ) -> None:
         """Report that the worker is alive, with its description. Called once a second.
 
-        use, done: what it uses of its device, and what it has done since the last heartbeat.
+        info: a WorkerReport also tells the store which jobs it takes. use, done: what it uses of
+        its device, and what it has done since the last heartbeat.
         """
         workers, worker_info = f"{PREFIX}workers", f"{PREFIX}worker_info"
         with self._circuit_breaker, self._redis.pipeline() as pipe:
-            now_ms = _to_ms(self._redis.time())
+            report = info if isinstance(info, WorkerReport) else WorkerReport.of_unknown()
+            pipe.time()
+            pipe.hexists(f"{PREFIX}suspended", report.id)
+            now, is_suspended = pipe.execute()
+            now_ms = _to_ms(now)
             pipe.zadd(workers, {worker: now_ms})
             pipe.hset(worker_info, worker, "" if info is None else info.model_dump_json())
+            for pool in report.pools:
+                # One that is suspended is known, but does not count as live.
+                seen_ms = now_ms - WORKER_TTL_MS * is_suspended
+                pipe.zadd(f"{PREFIX}sizes_of:{pool}", {str(report.claim_size_px): seen_ms}, gt=True)
+                pipe.expire(f"{PREFIX}sizes_of:{pool}", KNOWN_SECONDS)
             pipe.set(f"{PREFIX}worker_seen", now_ms, px=WORKER_FORGET_MS)
             if use is not None:
                 self._statistics.report_use(pipe, worker, use, done)
@@ -481,6 +502,7 @@ class JobStore:
                 pipe.zrem(workers, *forgotten)
                 pipe.hdel(worker_info, *forgotten)
                 pipe.hdel(f"{PREFIX}worker_use", *forgotten)
+                pipe.hdel(f"{PREFIX}worker_polls", *forgotten)
                 pipe.execute()
 
     def record_model_weights(self, model: str, sha256: str) -> None:
@@ -488,13 +510,16 @@ class JobStore:
         with self._circuit_breaker:
             self._redis.hset(f"{PREFIX}networks", model, sha256)
 
-    def claim(self, token: str, worker: str) -> Job | None:
-        """Start the next queued job under a lease, or return None.
+    def claim(self, token: str, worker: str, report: WorkerReport | None = None) -> Job | None:
+        """Start the next queued job that the worker may take, under a lease, or return None.
 
-        token: new and unguessable. If the answer is lost, call again with the same token: the call
-        returns the same job, and the lease starts anew.
+        report: which jobs it may take; None: all without a pool. token: new and unguessable. If the
+        answer is lost, call again with the same token: the call returns the same job, and the lease
+        starts anew.
         """
-        job_id = self._call("claim", token, worker, self._lease_ms)
+        report = report or WorkerReport.of_unknown()
+        args = (report.id, json.dumps(report.pools), report.claim_size_px)
+        job_id = self._call("claim", token, worker, self._lease_ms, *args)
         return None if job_id is None else self.get(job_id)
 
     def renew(self, job_id: str, token: str, spec_update_count: int | None = None) -> LeaseStatus:
@@ -579,16 +604,37 @@ class JobStore:
         status: LeaseStatus = self._call("release", job_id, token)
         return status
 
-    def is_idle_with_backlog(self, worker: str) -> bool:
-        """Whether jobs are queued while this worker runs none."""
+    def release_to_larger(self, job_id: str, token: str, report: WorkerReport) -> bool:
+        """Requeue a job that this worker cannot hold, for a larger one.
+
+        Returns False, and changes nothing, if no larger worker of its pool is known, or if the
+        token is stale.
+        """
+        outcome = self._call("release_to_larger", job_id, token, report.claim_size_px)
+        return bool(outcome == "ok")
+
+    def count_queued(self) -> int:
+        """Return how many jobs are queued."""
+        with self._circuit_breaker:
+            return int(self._redis.zcard(f"{PREFIX}queue"))
+
+    def is_running(self, worker: str) -> bool:
+        """Whether this worker runs a job."""
         with self._circuit_breaker, self._redis.pipeline(transaction=False) as pipe:
+            running: Any = self._redis.zrange(f"{PREFIX}leases", 0, -1)
+            for job_id in running:
+                pipe.hget(f"{PREFIX}job:{job_id}", "worker")
+            return worker in pipe.execute()
+
+    def is_idle_with_backlog(self, worker: str) -> bool:
+        """Whether jobs are queued while this worker runs none and has not asked for one."""
+        with self._circuit_breaker, self._redis.pipeline() as pipe:
+            pipe.time()
             pipe.zcard(f"{PREFIX}queue")
-            pipe.zrange(f"{PREFIX}leases", 0, -1)
-            queued, running = pipe.execute()
-            if queued:
-                for job_id in running:
-                    pipe.hget(f"{PREFIX}job:{job_id}", "worker")
-            return bool(queued) and worker not in pipe.execute()
+            pipe.hget(f"{PREFIX}worker_polls", worker)
+            now, queued, polled_ms = pipe.execute()
+        has_asked = polled_ms is not None and _to_ms(now) - int(polled_ms) < POLL_MS
+        return bool(queued) and not has_asked and not self.is_running(worker)
 
     def requeue_jobs_of(self, worker: str) -> int:
         """Requeue the jobs of a worker whose process has exited, before their leases expire.
@@ -641,6 +687,12 @@ class JobStore:
                 entry = self._call("index_records", owner, entry)
             while self._call("move_upload_sizes", owner):
                 pass
+        with self._circuit_breaker:
+            lanes: Any = self._redis.hkeys(f"{PREFIX}lanes")
+        for lane in lanes:
+            place: Any = ""
+            while place is not None:
+                place = self._call("sweep_lane", lane, place)
 
     def count_expiring(self) -> int:
         """Count the ended jobs that still have their images, without pinned ones."""

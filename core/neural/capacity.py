@@ -8,13 +8,13 @@ import torch
 
 from core import errors
 from core.neural.transfer.formats import stored_format
-from core.neural.transfer.planner import Planner
+from core.neural.transfer.planner import Plan, Planner
 from core.neural.vgg import Network, formats
 from core.neural.weights.cache import random_parameters
+from core.style.limits import SIZE_CLASSES
 from core.style.spec import StyleSpec
 
-# Long sides in px that are tried, of a photo of 4:3, with a painting of the other size.
-_SIZES = (8192, 6144, 4096, 3072, 2048, 1536, 1024, 512)
+_PHOTO = (4, 3)
 _PAINTING_PX = (2048, 1536)
 
 
@@ -41,10 +41,9 @@ def card_capacity(index: int, free_bytes: int, throughput_file: Path) -> Capacit
     network = Network("vgg19", parameters, name="", sha256="", device="meta", dtype=dtype)
     planner = Planner(network, free_bytes=free_bytes)
     whole_px = tiled_px = 0
-    for size in _SIZES:
-        spec = StyleSpec(size=size).for_pictures()
+    for size in reversed(SIZE_CLASSES):
         with suppress(errors.OutOfMemory):
-            last = planner.plan((4, 3), [_PAINTING_PX], spec).scales[-1]
+            last = _plan(planner, size).scales[-1]
             tiled_px = max(tiled_px, size)
             if last.route.tile_px is None:
                 whole_px = size
@@ -53,3 +52,16 @@ def card_capacity(index: int, free_bytes: int, throughput_file: Path) -> Capacit
         return Capacity(None, None, whole_px, tiled_px)
     layout = "channels last" if chosen.layout == torch.channels_last else "channels first"
     return Capacity(str(dtype).removeprefix("torch."), layout, whole_px, tiled_px)
+
+
+def largest_size(planner: Planner) -> int:
+    """The largest of SIZE_CLASSES that has a plan for a photo of 4:3 by the defaults; 0: none."""
+    for size in reversed(SIZE_CLASSES):
+        with suppress(errors.OutOfMemory):
+            _plan(planner, size)
+            return size
+    return 0
+
+
+def _plan(planner: Planner, size: int) -> Plan:
+    return planner.plan(_PHOTO, [_PAINTING_PX], StyleSpec(size=size).for_pictures())

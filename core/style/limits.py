@@ -15,6 +15,10 @@ from core.style.spec import MAX_ITERATIONS, MAX_SIZE_PX, StyleSpec
 # cores takes a third.
 _SLOWEST_PIXEL_SECONDS = 2e-5
 
+# Long sides in px. A worker takes jobs up to the largest of these that its memory holds.
+# core/jobs/scripts/lanes.lua has them as well.
+SIZE_CLASSES = (512, 1024, 1536, 2048, 3072, 4096, 6144, 8192)
+
 
 def describe_seconds(seconds: float) -> str:
     """A duration in the unit in which a person would state it: `90 s`, `3 h`, `29 days`."""

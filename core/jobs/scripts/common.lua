@@ -11,7 +11,11 @@
 --   framed:<owner>             zset    those of them that have frames, by entry
 --   queue, queue:<owner>       zset    the places of all queued jobs, of one owner's; with score 0,
 --                                      so the lexical order of the places is the order of claims
---   rounds                     hash    class -> the latest round that a job was claimed from
+--   lane:<pool>/<px>           zset    the places of one pool and size class; see lanes.lua
+--   lanes                      hash    lane -> how many places it has; 'all' -> all lanes; 'in_pools'
+--   lanes_cursor               string  the last place of the queue that was entered into its lane
+--   rounds                     hash    class -> the latest round that a job without a pool was claimed
+--                                      from; class:<pool> and class:<lane>
 --   leases                     zset    running jobs by the time their lease expires
 --   deadlines                  zset    unfinished jobs by their deadline
 --   expiry                     zset    ended jobs by the time their images expire; a job without a
@@ -35,6 +39,10 @@
 --   identity                   string  tells this store from another; store_monitor.py compares it
 --   workers                    zset    workers by their last heartbeat
 --   worker_info                hash    worker -> its description of itself (JSON)
+--   worker_polls               hash    worker -> its last claim that found nothing, while jobs waited
+--   suspended              hash    id of a worker -> why it takes no jobs (JSON); suspensions.py
+--   faults:<id>                set     jobs that this worker's device has failed with lately
+--   sizes_of:<pool>            zset    sizes in px that workers of the pool hold, by the last heartbeat
 --   worker_seen                string  time of the last heartbeat; expires after a minute
 --   probe                      string  a write that /readyz has tried
 --   ended                      hash    status -> how many jobs have ended in it

@@ -181,21 +181,27 @@ local renew = run_operation('renew', function(p, id, lease, lease_ms, known_upda
 end)
 
 -- Start the next job under this token and return its id, or nil. A repeated call returns the same
--- job, with a whole lease; or nil if the job no longer runs under the token.
-operation('claim', function(p, token, worker, lease_ms)
+-- job, with a whole lease; or nil if the job no longer runs under the token. id: of the worker, for
+-- the operator; pools, size: as next_place takes them.
+operation('claim', function(p, token, worker, lease_ms, worker_id, pools, size)
   local earlier = redis.call('GET', p .. 'claim:' .. token)
   if earlier then
     return renew(p, earlier, token, lease_ms, '') ~= 'stale' and earlier or nil
   end
-  local place, id = next_place(p)
+  enter_queued(p)
+  local now, place, lane = now_ms(), nil, nil
+  if redis.call('HEXISTS', p .. 'suspended', worker_id) == 0 then
+    place, lane = next_place(p, cjson.decode(pools), tonumber(size))
+  end
   if not place then
+    if redis.call('EXISTS', p .. 'queue') == 1 then
+      redis.call('HSET', p .. 'worker_polls', worker, now)
+    end
     return nil
   end
-  local class, round = string.sub(place, 1, 1), round_of(place)
-  if round > tonumber(redis.call('HGET', p .. 'rounds', class) or 0) then
-    redis.call('HSET', p .. 'rounds', class, round)
-  end
-  local key, now = job_key(p, id), now_ms()
+  record_round(p, lane, place)
+  local id = string.sub(place, 25)
+  local key = job_key(p, id)
   redis.call('SET', p .. 'claim:' .. token, id, 'PX', CLAIM_MS)
   add(key, 'attempt', 1)
   redis.call('HSET', key, 'place', place, 'token', token, 'worker', worker, 'claimed_at', now)
@@ -324,8 +330,7 @@ operation('finish', function(p, id, token, to, ...)
   return move(p, id, to) and 'ok' or 'stale'
 end)
 
--- Requeue the job of a worker that shuts down. The attempt does not count. Returns 'ok'.
-run_operation('release', function(p, id, lease)
+local function release(p, id, lease)
   if lease == 'cancel' then
     move(p, id, 'canceled')
   else
@@ -334,6 +339,20 @@ run_operation('release', function(p, id, lease)
   end
   redis.call('HDEL', job_key(p, id), 'token')
   return 'ok'
+end
+
+-- Requeue the job of a worker that shuts down. The attempt does not count. Returns 'ok'.
+run_operation('release', release)
+
+-- The same for a job that this worker cannot hold, so that a larger worker takes it. size: what this
+-- one holds. Returns 'no_larger', and does nothing, if no larger one is known.
+run_operation('release_to_larger', function(p, id, lease, size)
+  local pool = split_lane(lane_of(p, id))
+  if claimable_size(p, pool, tonumber(size)) == math.huge then
+    return 'no_larger'
+  end
+  redis.call('HSET', job_key(p, id), 'lane', lane_name(pool, size + 1))
+  return release(p, id, lease)
 end)
 
 -- Requeue or end the jobs of a worker whose process has exited. Returns how many are queued again.
@@ -342,6 +361,7 @@ operation('requeue_jobs_of', function(p, worker, max_lost_workers, error)
   redis.call('ZREM', p .. 'workers', worker)
   redis.call('HDEL', p .. 'worker_info', worker)
   redis.call('HDEL', p .. 'worker_use', worker)
+  redis.call('HDEL', p .. 'worker_polls', worker)
   for _, id in ipairs(redis.call('ZRANGE', p .. 'leases', 0, -1)) do
     if get_fields(p, id, 'worker') == worker then
       count = count + (requeue_or_fail(p, id, max_lost_workers, error) or 0)

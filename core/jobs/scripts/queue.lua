@@ -2,18 +2,45 @@ local function round_of(place)
   return tonumber(string.sub(place, 2, 11))
 end
 
+-- The round of the latest claim from a lane, or from any lane of a pool.
+local function rounds_field(class, lane_or_pool)
+  return lane_or_pool == '' and class or class .. ':' .. lane_or_pool
+end
+
+local function latest_round(p, class, lane_or_pool)
+  return tonumber(redis.call('HGET', p .. 'rounds', rounds_field(class, lane_or_pool)) or 0)
+end
+
+local function record_round(p, lane, place)
+  local class, round = string.sub(place, 1, 1), round_of(place)
+  for _, name in ipairs({ lane, (split_lane(lane)) }) do
+    if round > latest_round(p, class, name) then
+      redis.call('HSET', p .. 'rounds', rounds_field(class, name), round)
+    end
+  end
+end
+
+-- The current round of these lanes: the one that was last claimed from, or that of their first
+-- place, because a requeued job may be earlier. nil if they are empty.
+local function current_round(p, class, lanes, name)
+  local first = first_place(p, lanes, '[' .. class, '(' .. (class + 1))
+  return first and math.max(round_of(first), latest_round(p, class, name))
+end
+
 -- The place of a job that is queued now, as the number-th to arrive. Each owner has one job per
--- round, so a thousand jobs of one owner do not delay the first job of another. The current round
--- is the one that was last claimed from, or that of the first place: a requeued job may be earlier.
+-- round, so a thousand jobs of one owner do not delay the first job of another. The round is the
+-- current one of the job's pool, or that of its lane, if its lane is behind because few workers may
+-- take from it.
 local function new_place(p, id, number)
   local owner, priority = get_fields(p, id, 'owner', 'priority')
-  local class = CLASS[priority]
-  local from, to = '[' .. class, '(' .. (class + 1)
-  local first = redis.call('ZRANGEBYLEX', p .. 'queue', from, to, 'LIMIT', 0, 1)[1]
-  local own_last = redis.call('ZREVRANGEBYLEX', p .. 'queue:' .. owner, to, from, 'LIMIT', 0, 1)[1]
-  local claimed = redis.call('HGET', p .. 'rounds', class)
-  local round = math.max(first and round_of(first) or 0, own_last and round_of(own_last) + 1 or 0,
-    tonumber(claimed or 0))
+  local class, lane = CLASS[priority], lane_of(p, id) or lane_name('', 0)
+  local pool = split_lane(lane)
+  local own_last = redis.call('ZREVRANGEBYLEX', p .. 'queue:' .. owner, '(' .. (class + 1),
+    '[' .. class, 'LIMIT', 0, 1)[1]
+  local of_pool = current_round(p, class, list_lanes(p, pool, math.huge), pool)
+    or latest_round(p, class, pool)
+  local of_lane = current_round(p, class, { lane }, lane) or of_pool
+  local round = math.max(own_last and round_of(own_last) + 1 or 0, math.min(of_pool, of_lane))
   return string.format(PLACE, class, round, number) .. id
 end
 
@@ -42,14 +69,20 @@ local function enqueue(p, id)
   local owner, place = get_fields(p, id, 'owner', 'place')
   redis.call('ZADD', p .. 'queue', 0, place)
   redis.call('ZADD', p .. 'queue:' .. owner, 0, place)
+  enter_lane(p, id, place)
   count_work(p, id)
 end
 
+local function remove_place(p, place, owner, lane)
+  redis.call('ZREM', p .. 'queue', place)
+  redis.call('ZREM', p .. 'queue:' .. (owner or ''), place)
+  leave_lane(p, lane, place)
+end
+
 local function dequeue(p, id)
-  local owner, place = get_fields(p, id, 'owner', 'place')
+  local owner, place, lane = get_fields(p, id, 'owner', 'place', 'lane')
   if place then
-    redis.call('ZREM', p .. 'queue', place)
-    redis.call('ZREM', p .. 'queue:' .. (owner or ''), place)
+    remove_place(p, place, owner, lane)
   end
   uncount_work(p, id)
 end
@@ -77,23 +110,72 @@ job_operation('move_in_queue', function(p, id, to)
   return 'ok'
 end)
 
--- Returns the first place of the queue and its job, or nil. Removes places whose job is not queued
--- or whose record is damaged or missing: they would block all jobs behind them.
-local function next_place(p)
-  while true do
-    local place = redis.call('ZRANGE', p .. 'queue', 0, 0)[1]
-    if not place then
-      return nil
-    end
-    local id = string.sub(place, 25)
-    local status, owner = get_fields(p, id, 'status', 'owner')
-    if status == 'queued' and is_movable(p, id) then
-      return place, id
-    end
-    redis.call('ZREM', p .. 'queue', place)
-    if owner then
-      redis.call('ZREM', p .. 'queue:' .. owner, place)
-    end
+-- Whether a place is that of a job that is queued. If not, it leaves the queue: places whose record
+-- is damaged or missing would block all jobs behind them, and a process of an earlier version, which
+-- knows no lanes, has left places of claimed jobs behind.
+local function is_current(p, lane, place)
+  local id = string.sub(place, 25)
+  local status, owner, current = get_fields(p, id, 'status', 'owner', 'place')
+  local is_queued = status == 'queued' and is_movable(p, id)
+  if is_queued and current == place then
+    return true
+  end
+  remove_place(p, place, owner, lane)
+  if is_queued then -- that process has moved it
+    enter_lane(p, id, current)
+  else
     uncount_work(p, id)
   end
+  return false
 end
+
+-- Returns the first place that a worker may take, and its lane; or nil. pools: their names; size:
+-- what the worker holds, in px.
+local function next_place(p, pools, size)
+  local first, first_lane
+  for _, pool in ipairs(pools) do
+    for _, lane in ipairs(list_lanes(p, pool, claimable_size(p, pool, size))) do
+      local place
+      repeat
+        place = first_place(p, { lane }, '-', '+')
+      until not place or is_current(p, lane, place)
+      if place and (not first or place < first) then
+        first, first_lane = place, lane
+      end
+    end
+  end
+  return first, first_lane
+end
+
+-- A process of an earlier version queues jobs without a lane. Then the counts differ, and each claim
+-- enters the next MAX_ENTERED places of the queue into their lanes.
+local function enter_queued(p)
+  if tonumber(redis.call('HGET', p .. 'lanes', 'all') or 0) == redis.call('ZCARD', p .. 'queue') then
+    return
+  end
+  local after = redis.call('GET', p .. 'lanes_cursor')
+  local places = redis.call('ZRANGEBYLEX', p .. 'queue', after and '(' .. after or '-', '+', 'LIMIT',
+    0, MAX_ENTERED)
+  for _, place in ipairs(places) do
+    local id = string.sub(place, 25)
+    if is_current(p, nil, place) then
+      enter_lane(p, id, place)
+    end
+  end
+  if places[MAX_ENTERED] then
+    redis.call('SET', p .. 'lanes_cursor', places[MAX_ENTERED])
+  else
+    redis.call('DEL', p .. 'lanes_cursor')
+  end
+end
+
+-- Remove what is_current finds among the next MAX_INDEXED places of a lane. Returns the last of
+-- these, or nil at the end.
+operation('sweep_lane', function(p, lane, after)
+  local places = redis.call('ZRANGEBYLEX', p .. 'lane:' .. lane, after == '' and '-' or '(' .. after,
+    '+', 'LIMIT', 0, MAX_INDEXED)
+  for _, place in ipairs(places) do
+    is_current(p, lane, place)
+  end
+  return places[MAX_INDEXED]
+end)

@@ -57,10 +57,11 @@ local function write_record(p, id, submission)
     'version', 1, 'attempt', 0, 'lost_workers', 0, 'created_at', now, 'owner', owner,
     'priority', submission.priority, 'retention_ms', submission.retention_ms,
     'input', submission.input, 'blobs', cjson.encode(submission.digests),
-    'fingerprint', submission.fingerprint)
+    'fingerprint', submission.fingerprint, 'format', FORMAT,
+    'lane', lane_name(submission.pool or '', submission.size))
   count_total(p, 'submitted')
-  for _, field in ipairs({ 'webhook', 'root_path', 'retried_from', 'batch_id', 'work', 'size_class',
-    'traceparent' }) do
+  for _, field in ipairs({ 'webhook', 'root_path', 'retried_from', 'batch_id', 'pool', 'work',
+    'size_class', 'traceparent' }) do
     if submission[field] then
       redis.call('HSET', key, field, submission[field])
     end
