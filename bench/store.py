@@ -32,6 +32,7 @@ from core.style.spec import StyleSpec
 
 OWNER, DAY_MS, BATCH, ROUNDS = "anna", 86_400_000, 2000, 300
 INDEX_READ = "zrevrangebyscore"
+LANE, OTHER_LANE = "/512", "team=a/512"  # half of the queued jobs are of another pool
 
 
 def _digest(kind: str, number: int) -> str:
@@ -96,6 +97,9 @@ class Owner:
                     self._add_record(pipe, number + 10)
                     self._add_upload(pipe, number)
                 pipe.execute()
+        lanes = {lane: self._redis.zcard(f"{PREFIX}lane:{lane}") for lane in (LANE, OTHER_LANE)}
+        counts: Any = {"all": sum(lanes.values()), "in_pools": lanes[OTHER_LANE]}
+        self._redis.hset(f"{PREFIX}lanes", mapping=counts | lanes)
         self._redis.set(f"{PREFIX}number", count + 10)
         self._redis.hset(f"{PREFIX}entries", OWNER, count + 10)
         self.count = count
@@ -117,7 +121,9 @@ class Owner:
                 pipe.hset(refs, result, 1)
         else:
             place = f"2{number:010}{number:012}:{job_id}"
-            record["place"] = place
+            lane = LANE if number % 4 else OTHER_LANE  # that of the other pool comes first
+            record |= {"place": place, "lane": lane}
+            pipe.zadd(f"{PREFIX}lane:{lane}", {place: 0})
             pipe.zadd(f"{index}:queued", {job_id: number})
             pipe.zadd(f"{PREFIX}queue", {place: 0})
             pipe.zadd(f"{PREFIX}queue:{OWNER}", {place: 0})

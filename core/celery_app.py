@@ -19,6 +19,7 @@ from redis.exceptions import RedisError
 
 QUEUE = "impasto"
 STYLIZE = "impasto.stylize"
+MESSAGE_FORMAT = 1  # for people who look into the broker: a message of any format wakes a worker
 MAX_PENDING = 100  # messages that wait in the broker; one wakes one idle worker
 
 log = logging.getLogger(__name__)
@@ -123,7 +124,8 @@ def make_celery(redis_url: str, *, timeout_seconds: float = 30) -> Celery:
 def notify_workers(app: Celery) -> bool:
     """Wake an idle worker. Returns False if the broker does not answer; the reaper retries."""
     try:
-        app.send_task(STYLIZE, queue=QUEUE, retry=False, ignore_result=True)
+        headers = {"format": MESSAGE_FORMAT}
+        app.send_task(STYLIZE, queue=QUEUE, retry=False, ignore_result=True, headers=headers)
     except (OperationalError, RedisError, OSError):
         return False
     return True

@@ -21,6 +21,7 @@ from processes import environment, valkey_command
 from cli.local_service import free_port
 from core.config import Settings
 
+ROOT = Path(__file__).parents[2]
 POLL_SECONDS = 0.05
 START_SECONDS = 180  # enough on a busy machine
 LIFE_MS = 5000  # without a heartbeat for this long, a worker is dead; it sends one a second
@@ -76,17 +77,27 @@ class Program:
         self.name, self._command, self._environment, self._log = name, command, environment, log
         self._process: subprocess.Popen[bytes] | None = None
         self._wanted = False
+        self._source: Path | None = None
 
     @property
     def pid(self) -> int:
         assert self._process is not None
         return self._process.pid
 
+    def run_from(self, source: Path | None) -> None:
+        """Run the code of this folder from the next start on; None: the code of this repository."""
+        self._source = source
+
     def start(self) -> None:
         self._wanted = True
         with self._log.open("ab") as log:
+            # `python -m` looks for modules in the current folder first.
             self._process = subprocess.Popen(
-                self._command, env=self._environment, stdout=log, stderr=log
+                self._command,
+                env=self._environment,
+                stdout=log,
+                stderr=log,
+                cwd=self._source or ROOT,
             )
 
     def restart_if_dead(self) -> None:
@@ -97,6 +108,11 @@ class Program:
         """Kill it with -9; the fleet restarts it."""
         if self._process is not None:
             self._process.kill()
+
+    def send(self, number: signal.Signals) -> None:
+        """Send a signal. If the process ends, the fleet restarts it."""
+        if self._process is not None:
+            self._process.send_signal(number)
 
     def stop_at_once(self) -> None:
         """Kill it with -9 for good."""

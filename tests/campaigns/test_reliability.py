@@ -10,6 +10,7 @@ import floods
 import forged
 import kills
 import lost_wakeups
+import mixed_versions
 import orphans
 import pytest
 import repeats
@@ -157,6 +158,24 @@ def test_without_a_graceful_shutdown_open_requests_are_cut_off(
     rolling.campaign(tmp_path / "fleet", history, seed=1, restarts=1, without="grace")
 
     assert rolling.violations(history.file)
+
+
+@pytest.fixture
+def earlier_commit() -> str:
+    commit = mixed_versions.find_earlier_commit()
+    if commit is None:
+        pytest.skip("this clone has no commit before this version")
+    return commit
+
+
+@pytest.mark.reliability
+def test_an_update_and_a_rollback_lose_and_double_no_job(
+    tmp_path: Path, history: History, earlier_commit: str
+) -> None:
+    mixed_versions.campaign(tmp_path, history, seed=1, commit=earlier_commit)
+
+    assert mixed_versions.violations(history.file) == []
+    assert len([*events(history.file, "step")]) == len(mixed_versions.STEPS)
 
 
 @pytest.mark.reliability
@@ -338,6 +357,23 @@ def test_the_checker_of_restarts_finds_slow_and_lost_work(history: History) -> N
     history.record("worker", job="b", seconds=1, status="running", attempt=1, reached=9, again_at=9)
 
     assert len(rolling.violations(history.file)) == 5
+
+
+def test_the_checker_of_mixed_versions_finds_each_violation(history: History) -> None:
+    for job in "abc":
+        history.record("accepted", job=job)
+    history.record("step", program="api", version="old", progressed=False)
+    history.record("final", job="a", status="queued", attempt="0")
+    history.record("final", job="b", status="succeeded", attempt="2")
+    history.record("ended", counts={"succeeded": "4"})
+
+    assert mixed_versions.violations(history.file) == [
+        "nothing ends with api in the old version",
+        "a is queued",
+        "b took 2 attempts",
+        "c is None",
+        "3 jobs have ended as {'succeeded': '4'}",
+    ]
 
 
 def test_the_checker_of_floods_counts_overtaking_jobs(history: History) -> None:

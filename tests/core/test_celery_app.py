@@ -1,5 +1,6 @@
 """The wake-up messages on a real Valkey."""
 
+import json
 import logging
 import pickle
 import socket
@@ -10,7 +11,7 @@ from typing import Any
 import pytest
 import redis
 
-from core.celery_app import MAX_PENDING, QUEUE, STYLIZE, make_celery, notify_workers
+from core.celery_app import MAX_PENDING, MESSAGE_FORMAT, QUEUE, STYLIZE, make_celery, notify_workers
 
 
 def _count_messages(url: str) -> int:
@@ -24,6 +25,9 @@ def test_a_notification_waits_in_the_broker_until_a_worker_reads_it(valkey: Any)
     assert notify_workers(app)
 
     assert _count_messages(valkey.url) == 2
+    with redis.Redis.from_url(valkey.url) as client:
+        message = json.loads(client.lindex(QUEUE, 0))
+    assert message["headers"]["format"] == MESSAGE_FORMAT
     app.close()
 
 

@@ -90,6 +90,14 @@ def test_the_operator_moves_and_cancels_jobs_and_pauses_the_intake(
     expect(rows).to_have_count(2)
     assert client.job(second).status == Status.CANCELED
 
+    worker = page.locator("#workers tbody tr")
+    expect(worker).to_contain_text("active")
+    worker.get_by_role("button", name="Pause").click()
+    expect(worker).to_contain_text("paused")
+    expect(worker).to_contain_text(running)
+    worker.get_by_role("button", name="Resume").click()
+    expect(worker).to_contain_text("active")
+
     page.click("#intake")
     expect(page.locator("#intake-state")).to_contain_text("Paused since")
     with pytest.raises(errors.IntakePaused):

@@ -18,6 +18,7 @@ from core.jobs.models import (
     QueuePosition,
     ScaleEstimate,
     SubmissionContext,
+    WorkerReport,
     new_job_id,
 )
 from core.jobs.store import JobStore
@@ -375,3 +376,47 @@ def test_seamless_is_a_switch_and_its_message_names_it(
     assert [job.input.spec["seamless"] for job in client.jobs()] == [False, True]
     assert confused.returncode == 2
     assert "Invalid value for '--seamless'" in confused.stderr
+
+
+def test_an_operator_lists_pauses_drains_and_resumes_workers(
+    impasto: Any, service: ApiProcess, at_service: JobStore
+) -> None:
+    keys = ApiKeyStore(service.redis_url)
+    key = keys.create("Operator", admin=True)[1]
+    keys.close()
+    for number in (0, 1):
+        report = WorkerReport(
+            id=f"gpu-1/cuda:{number}",
+            pools=["", "team=a"],
+            device="NVIDIA TITAN Xp",
+            precision="float32",
+            network="vgg19",
+            networks=["vgg19"],
+            max_size_px=4096,
+        )
+        at_service.heartbeat(f"host:{number}", report)
+
+    def run(*args: str) -> list[str]:
+        ran = impasto("workers", *args, IMPASTO_KEY=key)
+        assert ran.returncode == 0, ran.stderr
+        return list(ran.stdout.splitlines())
+
+    facts = "NVIDIA TITAN Xp  up to 4096 px  pools team=a"
+    assert run("list") == [f"gpu-1/cuda:{number}  active  {facts}" for number in (0, 1)]
+    assert run("pause", "gpu-1/cuda:0")[0] == f"gpu-1/cuda:0  paused  {facts}"
+    assert "draining" in run("drain", "--all", "--release")[1]
+    assert run("resume", "--all") == run("list")
+    at_service.suspensions.suspend("gone", "draining")
+    assert run("list")[-1] == "gone  drained"
+    at_service.suspensions.resume("gone")
+
+    for args, message in (
+        (("pause",), "or --all"),
+        (("pause", "x", "--all"), "or --all"),
+        (("pause", "x"), "no live or suspended worker"),
+    ):
+        ran = impasto("workers", *args, IMPASTO_KEY=key)
+        assert (ran.returncode, ran.stdout) == (2, "")
+        assert message in ran.stderr
+    ran = impasto("workers", "list")
+    assert (ran.returncode, ran.stdout) == (2, "")

@@ -18,6 +18,7 @@ from core.jobs.models import Job, JobInput, Status, new_job_id
 from core.jobs.store import JobStore
 from core.storage.blobs import Blobs
 from core.style.spec import StyleSpec
+from worker import process
 
 Start = Callable[[str], subprocess.Popen[bytes]]
 LOST = "raise RuntimeError('CUDA error: the card has fallen off the bus')\n"
@@ -46,13 +47,13 @@ def start(tmp_path: Path, valkey: Any) -> Iterator[Start]:
         return started[-1]
 
     yield launch
-    for process in started:
-        process.terminate()
+    for worker in started:
+        worker.terminate()
         try:
-            process.wait(20)
+            worker.wait(20)
         except subprocess.TimeoutExpired:
-            process.kill()
-            process.wait()
+            worker.kill()
+            worker.wait()
 
 
 @pytest.fixture
@@ -73,20 +74,23 @@ def jobs(
 
 
 @pytest.mark.parametrize(
-    "patch",
+    ("patch", "exit_code"),
     [
-        "def fail(*_):\n    raise RuntimeError('unexpected')\nmodule.measure_throughput = fail",
-        f"def fail(*_):\n    {LOST}module.measure_throughput = fail",
-        f"def fail(*_):\n    {LOST}module.Planner.free_bytes = fail",
+        (
+            "def fail(*_):\n    raise RuntimeError('unexpected')\nmodule.measure_throughput = fail",
+            0,
+        ),
+        (f"def fail(*_):\n    {LOST}module.measure_throughput = fail", process.DEVICE_BROKEN),
+        (f"def fail(*_):\n    {LOST}module.Planner.free_bytes = fail", process.DEVICE_BROKEN),
     ],
     ids=["measuring fails", "the card is lost while it is measured", "the card is lost"],
 )
 def test_a_worker_that_fails_at_its_start_stops_and_ends_no_job(
-    start: Start, jobs: list[Job], store: JobStore, tmp_path: Path, patch: str
+    start: Start, jobs: list[Job], store: JobStore, tmp_path: Path, patch: str, exit_code: int
 ) -> None:
-    process = start(patch_on_import("core.neural.transfer.planner", patch))
+    worker = start(patch_on_import("core.neural.transfer.planner", patch))
 
-    assert process.wait(90) == 0
+    assert worker.wait(90) == exit_code
     assert [((seen := store.get(job.id)).status, seen.attempt) for job in jobs] == [
         (Status.QUEUED, 0)
     ] * 2
@@ -104,9 +108,9 @@ def test_a_worker_refuses_a_card_without_kernels_and_names_the_other_packages(
         "cuda.get_device_capability = lambda *_: (6, 1)\n"
         "cuda.get_arch_list = lambda: ['sm_75', 'sm_80']\n"
     )
-    process = start(patch_on_import("core.neural.device", patch))
+    worker = start(patch_on_import("core.neural.device", patch))
 
-    assert process.wait(90) == 2  # as for a wrong setting: `impasto up` ends with the message
+    assert worker.wait(90) == 2  # as for a wrong setting: `impasto up` ends with the message
     assert {store.get(job.id).status for job in jobs} == {Status.QUEUED}
     log = (tmp_path / "log").read_text()
     assert "NVIDIA TITAN X (Pascal) cannot be used" in log
@@ -129,9 +133,9 @@ def test_a_card_that_fails_while_idle_ends_the_worker_and_no_job(
         "    return usual(self)\n"
         "module.Planner.free_bytes = free\n"
     )
-    process = start(patch_on_import("core.neural.transfer.planner", patch))
+    worker = start(patch_on_import("core.neural.transfer.planner", patch))
 
-    assert process.wait(90) == 0
+    assert worker.wait(90) == process.DEVICE_BROKEN
     assert {store.get(job.id).status for job in jobs} == {Status.QUEUED}
     assert "the device is lost; this process ends" in (tmp_path / "log").read_text()
 
@@ -208,10 +212,10 @@ def test_a_worker_that_receives_no_messages_ends_and_the_next_one_receives_them(
     quick = (
         "module.STALL_POLL_SECONDS, module.STALL_SECONDS, module.CHILD_START_SECONDS = 0.2, 4, 1"
     )
-    process = start(
+    worker = start(
         patch_on_import("core.celery_app", stalled) + patch_on_import("worker.supervisor", quick)
     )
-    assert process.wait(90) == 0
+    assert worker.wait(90) == 0
     assert "jobs are queued, and this worker has run none" in (tmp_path / "log").read_text()
     assert {store.get(job.id).status for job in jobs} == {Status.QUEUED}
 
@@ -237,10 +241,10 @@ def test_a_worker_that_does_not_stop_by_itself_is_killed(
         "module.STALL_POLL_SECONDS, module.STALL_SECONDS = 0.2, 4\n"
         "module.CHILD_START_SECONDS, module.SHUTDOWN_SECONDS = 1, 1"
     )
-    process = start(
+    worker = start(
         patch_on_import("core.celery_app", stalled) + patch_on_import("worker.supervisor", quick)
     )
 
-    assert process.wait(90) == 1
+    assert worker.wait(90) == 1
     assert {store.get(job.id).status for job in jobs} == {Status.QUEUED}
     assert "this worker does not stop by itself" in (tmp_path / "log").read_text()

@@ -1,14 +1,16 @@
 """The monitors in the worker's parent process."""
 
+import time
+
 import pytest
 
 from core import errors
 from core.jobs.models import JobInput, new_job_id
 from core.jobs.store import JobStore
 from core.style.spec import StyleSpec
-from worker import supervisor
+from worker import process, supervisor
 from worker.process import process_name
-from worker.supervisor import ChildMonitor, StallMonitor
+from worker.supervisor import ChildMonitor, DrainMonitor, StallMonitor
 
 
 class FakeStore:
@@ -95,6 +97,52 @@ def test_a_worker_that_runs_a_job_now_and_then_is_not_stalled(reason: str) -> No
             alive = [number]
         monitor.poll(1)
         assert not monitor.is_stalled
+
+
+def _drain(store: JobStore, running: set[int]) -> tuple[DrainMonitor, list[str]]:
+    """A monitor of the worker `w` with the child 1, and what it has done."""
+    done: list[str] = []
+    store.is_running = lambda worker: worker in map(process_name, running)  # type: ignore[method-assign]
+    return DrainMonitor(
+        store, "w", lambda: [1], lambda: done.append("release"), lambda code: done.append(f"{code}")
+    ), done
+
+
+def test_a_drained_worker_stops_after_its_job(store: JobStore) -> None:
+    running = {1}
+    monitor, done = _drain(store, running)
+    assert not monitor.poll()
+    store.suspensions.suspend("w", "draining")
+    assert not monitor.poll()
+    running.clear()
+    assert monitor.poll()
+
+    assert done == [f"{process.DRAINED}"]
+
+
+def test_a_drain_with_release_asks_for_it_once(store: JobStore) -> None:
+    running = {1}
+    monitor, done = _drain(store, running)
+    monitor.poll()
+    store.suspensions.suspend("w", "draining", release=True)
+    assert [monitor.poll(), monitor.poll()] == [False, False]
+    running.clear()
+    assert monitor.poll()
+
+    assert done == ["release", f"{process.DRAINED}"]
+
+
+def test_a_drain_ends_no_later_process_and_a_pause_ends_none(store: JobStore) -> None:
+    store.suspensions.suspend("w", "draining")
+    monitor, done = _drain(store, set())
+    assert not monitor.poll()
+    store.suspensions.suspend("w", "paused")
+    assert not monitor.poll()
+    time.sleep(0.01)  # the times of two drains differ by a millisecond
+    store.suspensions.suspend("w", "draining")
+    assert monitor.poll()
+
+    assert done == [f"{process.DRAINED}"]
 
 
 def test_the_store_knows_which_worker_is_idle_while_jobs_are_queued(store: JobStore) -> None:

@@ -17,6 +17,7 @@ from api.middleware import auth
 from api.middleware.auth import classify_request
 from api.rate_limit import RequestKind
 from api.settings import ApiSettings
+from core import errors
 from core.auth.api_keys import ApiKeyStore
 from core.config import Settings
 from core.jobs.models import Priority, new_job_id
@@ -242,6 +243,30 @@ def test_a_retry_has_the_old_priority_unless_the_keys_highest_is_lower_now(
     with redis.Redis.from_url(valkey.url, decode_responses=True) as server:
         server.hset(f"{PREFIX}key:{server.hget(f'{PREFIX}keys', key.id)}", "priority", "normal")
     assert retry() == ["normal", "low"]
+
+
+def test_all_jobs_of_a_key_with_a_pool_run_there(
+    serve: Serve, files: Any, keys: ApiKeyStore
+) -> None:
+    client = serve()
+    headers = {"Authorization": f"Bearer {keys.create('Ada', pool='team=a')[1]}"}
+
+    def submit(**options: str) -> Any:
+        return client.post("/v1/jobs", files=files, data={"size": "64"} | options, headers=headers)
+
+    jobs = [submit().json(), submit(pool="team=a").json()]
+    assert [job["pool"] for job in jobs] == ["team=a", "team=a"]
+    assert jobs[0]["queue"]["waits_for"] == "pool"
+    refused = submit(pool="team=b")
+    assert (refused.status_code, refused.json()["code"]) == (422, "bad_spec")
+    assert "run in the pool team=a" in refused.json()["detail"]
+    for pool in ("team a", "a,b", "a/512", "x" * 33):
+        assert submit(pool=pool).json()["detail"].startswith("pool must be the label")
+    client.post(jobs[0]["links"]["cancel"], headers=headers)
+    retried = client.post(f"/v1/jobs/{jobs[0]['id']}/retry", headers=headers)
+    assert retried.json()["pool"] == "team=a"
+    with pytest.raises(errors.BadInput, match="label of workers"):
+        keys.create("Ben", pool="team a")
 
 
 def test_each_key_sees_only_its_own_jobs(serve: Serve, files: Any, bearer: Any) -> None:

@@ -9,7 +9,7 @@ from fastapi import FastAPI
 from starlette.testclient import TestClient
 
 from core.auth.api_keys import ApiKeyStore
-from core.jobs.models import Priority, WorkerInfo
+from core.jobs.models import Priority, WorkerInfo, WorkerReport
 from core.jobs.store import JobStore
 
 Operate = Callable[..., Any]
@@ -107,6 +107,49 @@ def test_a_pause_of_the_intake_reaches_every_submission(
     assert any("paused" in line for line in client.get("/readyz").json()["warnings"])
     assert operate("POST", "intake/resume").json() == {"paused_at": None}
     assert submit().status_code == 202
+
+
+def _heartbeat(store: JobStore, worker_id: str) -> None:
+    store.heartbeat(
+        f"{worker_id}:1",
+        WorkerReport(id=worker_id, device="cpu", precision="x", network="v", networks=[]),
+    )
+
+
+def test_workers_are_paused_drained_and_resumed(
+    operate: Operate, store: JobStore, client: TestClient, caplog: pytest.LogCaptureFixture
+) -> None:
+    for worker_id in ("gpu-1/cuda:0", "gpu-1/cuda:1"):
+        _heartbeat(store, worker_id)
+    store.suspensions.suspend("gpu-2/cuda:0", "out_of_service", reason="gone", device="TITAN Xp")
+
+    def kinds(answer: Any) -> dict[str, str | None]:
+        assert answer.status_code == 200, answer.text
+        return {
+            worker["id"]: worker["suspension"] and worker["suspension"]["kind"]
+            for worker in answer.json()["workers"]
+        }
+
+    broken = {"gpu-2/cuda:0": "out_of_service"}
+    one = {"id": "gpu-1/cuda:0"}
+    with caplog.at_level(logging.INFO):
+        paused = operate("POST", "workers/pause", json=one)
+    assert kinds(paused) == broken | {"gpu-1/cuda:0": "paused", "gpu-1/cuda:1": None}
+    assert any("pauses the worker gpu-1/cuda:0" in record.message for record in caplog.records)
+    drained = operate("POST", "workers/drain", json={"id": "*", "release": True})
+    assert kinds(drained) == broken | dict.fromkeys(("gpu-1/cuda:0", "gpu-1/cuda:1"), "draining")
+    suspension = store.suspensions.get("gpu-1/cuda:1")
+    assert suspension is not None
+    assert suspension.release
+    assert kinds(operate("POST", "workers/resume", json=one))["gpu-1/cuda:0"] is None
+    assert kinds(operate("GET", "status"))["gpu-1/cuda:1"] == "draining"
+
+    (shown,) = client.get("/v1/system").json()["out_of_service"]
+    assert shown["device"] == "TITAN Xp"
+    assert "gpu-2" not in client.get("/v1/system").text, "callers learn no host names"
+    assert set(kinds(operate("POST", "workers/resume", json={"id": "*"})).values()) == {None}
+    unknown = operate("POST", "workers/pause", json={"id": "gpu-9/cuda:0"})
+    assert (unknown.status_code, unknown.json()["code"]) == (404, "worker_not_found")
 
 
 def test_keys_are_listed_created_and_revoked(operate: Operate, keys: ApiKeyStore) -> None:
