@@ -251,8 +251,9 @@ def test_an_owner_of_many_big_jobs_delays_no_other_big_job(
     """Although small workers have passed these jobs by, in many rounds."""
     _see(store, SMALL, LARGE)
     flood = [submit(4096, "x").id for _ in range(10)]
-    for _ in range(40):
+    for _ in range(20):
         submit(512, "small")
+    for _ in range(20):
         claim(SMALL)
     late = [submit(4096, "z").id for _ in range(2)]
 
