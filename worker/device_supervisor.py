@@ -26,7 +26,7 @@ POLL_SECONDS = 0.2
 STORE_SECONDS = 2.0  # between two looks whether the operator has resumed a device
 MIN_BACKOFF_SECONDS, MAX_BACKOFF_SECONDS = 1.0, 60.0
 STABLE_SECONDS = 120.0  # a worker that has lived so long starts again at once
-STOP_SECONDS = 30.0  # handing a job back takes one iteration
+STOP_SECONDS = 25.0  # less than `impasto up` waits for the supervisor
 SMI_TIMEOUT_SECONDS = 20.0  # nvidia-smi hangs if the driver does
 
 log = logging.getLogger(__name__)

@@ -214,11 +214,14 @@ class JobRunner:
         DeviceLost: then this process must claim no job.
         """
         device.configure_allocator(device.best_device(self._worker.device))
-        _, planner = self._load_and_record("auto")
+        network, planner = self._load_and_record("auto")
         # A run's first call to the device; it fails here if the device is lost.
         planner.free_bytes()
         self._report = self._describe()
-        network, _ = self.load_network("auto")
+        try:
+            self._store.announce(self._report)
+        except errors.Unavailable as error:
+            log.warning("%s", error.message)
         threading.Thread(
             target=self._send_heartbeats,
             args=(self._report, network),

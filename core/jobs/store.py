@@ -493,6 +493,7 @@ class JobStore:
                 seen_ms = now_ms - WORKER_TTL_MS * is_suspended
                 pipe.zadd(f"{PREFIX}sizes_of:{pool}", {str(report.claim_size_px): seen_ms}, gt=True)
                 pipe.expire(f"{PREFIX}sizes_of:{pool}", KNOWN_SECONDS)
+            pipe.set(f"{PREFIX}size_of:{report.id}", report.claim_size_px, ex=KNOWN_SECONDS)
             pipe.set(f"{PREFIX}worker_seen", now_ms, px=WORKER_FORGET_MS)
             if use is not None:
                 self._statistics.report_use(pipe, worker, use, done)
@@ -504,6 +505,17 @@ class JobStore:
                 pipe.hdel(f"{PREFIX}worker_use", *forgotten)
                 pipe.hdel(f"{PREFIX}worker_polls", *forgotten)
                 pipe.execute()
+
+    def announce(self, report: WorkerReport) -> None:
+        """Report that a process of the worker starts; call it before the first heartbeat.
+
+        If an earlier process held larger jobs, they no longer wait for it.
+        """
+        with self._circuit_breaker:
+            earlier: Any = self._redis.get(f"{PREFIX}size_of:{report.id}")
+            if earlier is not None and int(earlier) > report.claim_size_px:
+                for pool in report.pools:  # other workers of that size restore it in a second
+                    self._redis.zrem(f"{PREFIX}sizes_of:{pool}", earlier)
 
     def record_model_weights(self, model: str, sha256: str) -> None:
         """Record the weights that workers use for this model from now on."""

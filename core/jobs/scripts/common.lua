@@ -42,6 +42,7 @@
 --   worker_polls               hash    worker -> its last claim that found nothing, while jobs waited
 --   suspended              hash    id of a worker -> why it takes no jobs (JSON); suspensions.py
 --   faults:<id>                set     jobs that this worker's device has failed with lately
+--   size_of:<id>               string  the size in px that this worker holds
 --   sizes_of:<pool>            zset    sizes in px that workers of the pool hold, by the last heartbeat
 --   worker_seen                string  time of the last heartbeat; expires after a minute
 --   probe                      string  a write that /readyz has tried

@@ -160,6 +160,23 @@ def test_a_job_waits_for_a_larger_worker_that_was_there_within_the_hour(
     assert claim(SMALL) == job.id
 
 
+def test_a_worker_that_holds_less_after_a_restart_is_not_waited_for(
+    store: JobStore, submit: Submit, claim: Any
+) -> None:
+    """A single machine would otherwise wait an hour for its own former memory."""
+    _see(store, _worker(8192, name="w"))
+    less = _worker(2048, name="w")
+    store.announce(less)
+    _see(store, less)
+
+    job = submit(4096)
+    assert claim(less) == job.id
+    _see(store, LARGE)
+    store.announce(less)
+    submit(4096)
+    assert claim(less) is None, "the size of another worker stays"
+
+
 def test_a_job_that_its_worker_cannot_hold_is_released_to_a_larger_one(
     store: JobStore, submit: Submit, claim: Any, driver: Any
 ) -> None:
