@@ -18,7 +18,7 @@ from core.jobs.models import (
     ModelUsed,
     Output,
     ScaleEstimate,
-    WorkerInfo,
+    WorkerReport,
 )
 from core.jobs.store import JobStore
 from core.storage.blobs import Blobs
@@ -42,7 +42,9 @@ USUAL |= {
 }
 USUAL |= {"cross-origin-resource-policy", "cross-origin-opener-policy", "permissions-policy"}
 
-WORKER = WorkerInfo(device="cpu", precision="float32", network="vgg16", networks=["vgg16"])
+WORKER = WorkerReport(
+    id="gpu-1/cuda:0", device="cpu", precision="float32", network="vgg16", networks=["vgg16"]
+)
 
 
 class Recorder:
@@ -166,7 +168,14 @@ def _operate(ask: Recorder, keys: ApiKeyStore, job_id: str) -> None:
     headers = {"Authorization": f"Bearer {keys.create('Operator', admin=True)[1]}"}
     created = ask("POST", "/v1/operator/keys", headers=headers, json={"name": "Ada"}).json()
     ask("POST", f"/v1/operator/keys/{created['key']['id']}/revoke", headers=headers)
-    for part in ("status", "hours", "queue?limit=1", "keys", "audit?limit=1&log=callers"):
+    for part in (
+        "status",
+        "hours",
+        "queue?limit=1",
+        "workers",
+        "keys",
+        "audit?limit=1&log=callers",
+    ):
         ask("GET", f"/v1/operator/{part}", headers=headers)
     queued = ask.client.get("/v1/jobs?status=queued").json()["jobs"][0]["id"]
     ask("POST", f"/v1/operator/jobs/{queued}/cancel", headers=headers)
@@ -175,6 +184,8 @@ def _operate(ask: Recorder, keys: ApiKeyStore, job_id: str) -> None:
     ask("POST", f"/v1/operator/jobs/{job_id}/move", headers=headers, json={"to": "last"})
     for action in ("pause", "resume"):
         ask("POST", f"/v1/operator/intake/{action}", headers=headers)
+    for action in ("pause", "drain", "resume"):
+        ask("POST", f"/v1/operator/workers/{action}", headers=headers, json={"id": "*"})
 
 
 def _answer_estimate(store: JobStore) -> None:
