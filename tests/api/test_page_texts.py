@@ -16,6 +16,7 @@ _TRANSLATED = re.compile(r"code\.\w+|(parameter|preset)\.[\w-]+\.hint")
 _FOR_PROGRAMS = {
     "admin_required", "bad_dataset", "bad_settings", "headers_too_large", "method_not_allowed",
     "range_not_satisfiable", "service_unreachable", "unsupported_encoding", "uri_too_long",
+    "worker_not_found",
 }  # fmt: skip
 
 
