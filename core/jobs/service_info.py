@@ -106,6 +106,7 @@ class SystemInfo(_ServiceModel):
     intake_paused_at: datetime | None = None  # since when the operator accepts no new jobs
     # The estimated seconds that one worker would take for all queued jobs.
     queue_work_seconds: float | None = None  # None: a service of an earlier version
+    out_of_service: list[BrokenDevice] = []
 
 
 class Readiness(_ServiceModel):
@@ -115,7 +116,6 @@ class Readiness(_ServiceModel):
     reason: str | None = None
     checks: dict[str, str] = {}  # by name: ok, or what fails
     warnings: list[str] = []  # for the operator: the service works all the same
-    out_of_service: list[BrokenDevice] = []
 
 
 class ModelInfo(_ServiceModel):

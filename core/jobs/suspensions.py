@@ -10,6 +10,7 @@ from typing import Any
 import redis
 from pydantic import ValidationError
 
+from core.jobs import audit
 from core.jobs.models import parse_timestamp
 from core.jobs.service_info import Suspension, SuspensionKind
 from core.redis_client import PREFIX, CircuitBreaker
@@ -25,16 +26,20 @@ class Suspensions:
 
     def suspend(self, worker_id: str, kind: SuspensionKind, **details: Any) -> None:
         """Let the worker claim no further job. details: other fields of Suspension."""
-        with self._circuit_breaker:
+        with self._circuit_breaker, self._redis.pipeline() as pipe:
             seconds, microseconds = self._redis.time()
             since = parse_timestamp(seconds * 1000 + microseconds // 1000)
             suspension = Suspension(kind=kind, since=since, **details)
-            self._redis.hset(_KEY, worker_id, suspension.model_dump_json())
+            pipe.hset(_KEY, worker_id, suspension.model_dump_json())
+            audit.append(pipe, _ACTIONS[kind], worker_id)
+            pipe.execute()
 
     def resume(self, worker_id: str) -> None:
         """Let the worker claim jobs again. Safe to repeat."""
-        with self._circuit_breaker:
-            self._redis.hdel(_KEY, worker_id)
+        with self._circuit_breaker, self._redis.pipeline() as pipe:
+            pipe.hdel(_KEY, worker_id)
+            audit.append(pipe, "worker.resume", worker_id)
+            pipe.execute()
 
     def get(self, worker_id: str) -> Suspension | None:
         """Return why the worker takes no jobs; None if it does."""
@@ -67,6 +72,12 @@ class Suspensions:
 
 
 _KEY = f"{PREFIX}suspended"
+# As the audit log names them.
+_ACTIONS: dict[SuspensionKind, str] = {
+    "paused": "worker.pause",
+    "draining": "worker.drain",
+    "out_of_service": "worker.take_out",
+}
 
 
 def _parse(text: str) -> Suspension:

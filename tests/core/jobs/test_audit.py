@@ -112,6 +112,8 @@ def test_operators_have_a_log_of_their_own(
     store.operations.move_in_queue(job.id, "first")
     store.operations.pause_intake()
     store.operations.resume_intake()
+    store.suspensions.suspend("gpu-1/cuda:0", "draining")
+    store.suspensions.resume("gpu-1/cuda:0")
     store.cancel(job.id)
     keys.revoke(key.id)
     keys.close()
@@ -122,6 +124,8 @@ def test_operators_have_a_log_of_their_own(
         ("job.move", job.id),
         ("intake.pause", ""),
         ("intake.resume", ""),
+        ("worker.drain", "gpu-1/cuda:0"),
+        ("worker.resume", "gpu-1/cuda:0"),
         ("job.cancel", job.id),
         ("key.revoke", key.id),
     ]
