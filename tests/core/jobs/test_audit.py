@@ -149,12 +149,13 @@ def test_pages_return_each_entry_once_whatever_the_filter(
             targets += [entry.target for entry in page]
             calls += 1
             assert calls < 30
-        return targets
+        return sorted(targets)  # two logs have no order within a millisecond
 
-    expected = [f"job_{number}" for number in reversed(range(12))]
+    expected = sorted(f"job_{number}" for number in range(12))
+    of_one = sorted(f"job_{number}" for number in range(0, 12, 2))
     for limit in (1, 3, 5, 12, 50):
         assert read_all(limit, AuditFilter()) == expected
-        assert read_all(limit, AuditFilter(actor="key_0")) == expected[1::2]
+        assert read_all(limit, AuditFilter(actor="key_0")) == of_one
         assert read_all(limit, AuditFilter(actor="nobody")) == []
 
 
