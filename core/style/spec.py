@@ -37,7 +37,7 @@ Layer = Literal[
 ]  # fmt: skip
 MAX_STYLES = 8
 
-STYLE_WEIGHT = 20.0
+STYLE_WEIGHT = 22.0
 STYLE_WEIGHT_GATYS = 1e6  # for the paper's raw sums; a compromise over sizes
 # What the paper has where the default of `objective=relative` departs from it.
 GATYS_DEFAULTS: Mapping[str, Any] = {
