@@ -122,6 +122,7 @@ _RULES = {
     "pool": "A pool is the label of workers, such as team=a.",
     "id": "id must be the id of a worker, or * for all.",
     "release": "release must be true or false.",
+    "log": "log must be operator or callers.",
     "limit": "limit must be a whole number from 1 to 100.",
     "cursor": "cursor must be from the next link of a list.",
     "status": f"status must be one of {', '.join(Status)}.",

@@ -121,7 +121,7 @@ def test_after_a_gap_no_job_is_requeued_before_its_worker_could_renew(
     assert store.get(job.id).status is Status.QUEUED
 
 
-@pytest.mark.parametrize(("jobs", "workers", "sent"), [(3, 2, 2), (1, 2, 1), (0, 2, 0), (3, 0, 0)])
+@pytest.mark.parametrize(("jobs", "workers", "sent"), [(3, 2, 2), (1, 2, 2), (0, 2, 0), (3, 0, 0)])
 def test_each_idle_worker_is_notified_while_jobs_are_queued(
     reaper: Reaper,
     store: JobStore,
@@ -324,7 +324,7 @@ def test_a_duty_that_fails_prevents_no_other(
     def fail(*_: Any) -> None:
         raise ValueError("no number")
 
-    for step in ("reap_expired_leases", "get_load", "expire_due"):
+    for step in ("reap_expired_leases", "count_queued", "expire_due"):
         monkeypatch.setattr(store, step, fail)
     reaper.tick()
 

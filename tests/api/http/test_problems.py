@@ -59,6 +59,8 @@ def test_every_parameter_of_a_url_is_refused_by_name_with_its_bounds(
             name, schema = parameter["name"], parameter["schema"]
             if parameter["in"] == "header" or "pattern" in schema:
                 continue
+            if path == "/v1/operator/audit" and name not in ("limit", "log"):
+                continue  # any text
             address = path.replace("{index}", "zzz" if name == "index" else "0")
             for word, real in ids.items():
                 address = address.replace(word, real)
@@ -78,7 +80,7 @@ def test_every_parameter_of_a_url_is_refused_by_name_with_its_bounds(
                 name,
                 detail,
             )
-    assert len(details) == 11
+    assert len(details) == 13
     assert "png" not in details["/v1/jobs/{job_id}/timelapse", "format"]
 
 

@@ -71,7 +71,7 @@ def test_sizes_are_sufficient_for_an_estimate(
         "vgg16",
         [step.model_dump() for step in SCALES],
     )
-    assert body["queue"] == {"position": 1, "start_seconds": None}
+    assert body["queue"] == {"position": 1, "start_seconds": None, "waits_for": None}
     assert (asked.content, asked.styles, asked.masks, asked.spec["size"]) == (
         (1200, 900),
         [(640, 480)],

@@ -29,7 +29,7 @@ def test_a_submission_returns_202_a_location_and_the_job(
     assert (job["status"], job["attempt"], job["queue"]) == (
         "queued",
         0,
-        {"position": 0, "start_seconds": None},
+        {"position": 0, "start_seconds": None, "waits_for": None},
     )
     assert tuple(
         job["input"]["spec"][name] for name in ("size", "style_weight", "style_layers")
