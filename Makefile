@@ -53,11 +53,12 @@ bench: $(VENV)/.dev$(GPU)  ## Measure speed and final loss: bench/README.md
 campaign: $(VENV)/.dev$(GPU)  ## Run all campaigns against the real service for hours: docs/operations.md
 	@for name in $(CAMPAIGNS); do echo "== $$name"; $(BIN)/python tests/campaigns/$$name.py --seed 1 || exit 1; done
 
-browser:  ## Install Chromium and nginx for the tests of the page (needs apt and root)
-	@{ command -v chromium && PATH=$$PATH:/usr/sbin command -v nginx; } >/dev/null || \
+browser:  ## Install Chromium, Firefox and nginx for the tests of the page (needs apt and root)
+	@{ command -v chromium && { command -v firefox-esr || command -v firefox; } && \
+	  PATH=$$PATH:/usr/sbin command -v nginx; } >/dev/null || \
 	  { [ "$$(id -u)" = 0 ] && apt-get update -qq && \
-	  apt-get install -y -qq --no-install-recommends chromium nginx >/dev/null; } || \
-	  echo "Chromium or nginx is missing and cannot be installed: the tests that need it are skipped."
+	  apt-get install -y -qq --no-install-recommends chromium firefox-esr nginx >/dev/null; } || \
+	  echo "Chromium, Firefox or nginx is missing and cannot be installed: the tests that need it are skipped."
 
 clean:  ## Remove the environment and all build outputs, but not your jobs
 	rm -rf $(VENV) out .pytest_cache .mypy_cache .ruff_cache .import_linter_cache
