@@ -26,6 +26,8 @@ from core.storage.blobs import Blobs
 GROUPS = {
     "tests/e2e/test_page_accessibility.py": "page",
     "tests/e2e/test_page_files.py": "page",
+    "tests/e2e/test_page_firefox.py": "page",
+    "tests/e2e/test_page_hostile.py": "page",
     "tests/e2e/test_page_install.py": "install",
     "tests/e2e/test_page_operator.py": "page",
     "tests/e2e/test_page_job.py": "page",
