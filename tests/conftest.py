@@ -24,6 +24,10 @@ from core.storage.blobs import Blobs
 # Modules whose tests share a costly fixture or measure time. With xdist, each group runs in one
 # process.
 GROUPS = {
+    "tests/e2e/test_client_wheel.py": "integrations",
+    "tests/e2e/test_comfyui.py": "integrations",
+    "tests/e2e/test_mcp.py": "integrations",
+    "tests/e2e/test_typescript.py": "integrations",
     "tests/e2e/test_page_accessibility.py": "page",
     "tests/e2e/test_page_files.py": "page",
     "tests/e2e/test_page_firefox.py": "page",

@@ -11,8 +11,7 @@ import pytest
 from page_actions import OpenPage, expect, needs_chromium
 
 from core.auth.api_keys import ApiKeyStore
-from core.jobs.models import Status
-from impasto import errors
+from impasto import Status, errors
 
 pytestmark = [pytest.mark.e2e, needs_chromium]
 

@@ -18,8 +18,8 @@ import pytest
 from standardwebhooks import Webhook
 
 from core.images import codec, validation
-from core.jobs.models import Job, Status
 from core.webhooks.signing import Signer
+from impasto import Job, Status
 
 pytestmark = pytest.mark.e2e
 
