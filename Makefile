@@ -24,7 +24,7 @@ endif
 PYTEST := $(BIN)/python -m pytest -n 2 --dist loadgroup
 CAMPAIGNS := acknowledged zombies lost_wakeups forged repeats orphans rolling floods faults kills raw_http contract isolation webhooks hostile_pictures fat_uploads fair_turns slow_clients full_disk torn_log poison soak
 
-.PHONY: help up demo test test-reliability check bench campaign browser clean
+.PHONY: help up demo test test-reliability check bench campaign browser node clean
 
 help:  ## Print this help
 	@sed -n 's/^\([a-z-]*\):.*## /make \1\t/p' Makefile | expand -t 24
@@ -35,7 +35,7 @@ up: $(VENV)/.local$(GPU)  ## Set up and serve on http://127.0.0.1:8000 until Ctr
 demo: $(VENV)/.local$(GPU)  ## Set up and run the sample pictures through a service, into out/
 	@$(BIN)/impasto demo
 
-test: $(VENV)/.dev$(GPU) browser  ## Set up and run the tests
+test: $(VENV)/.dev$(GPU) browser node  ## Set up and run the tests
 	$(PYTEST) -m "not reliability"
 
 test-reliability: $(VENV)/.dev$(GPU)  ## Run the short campaigns with their controls, and long faults
@@ -59,6 +59,17 @@ browser:  ## Install Chromium, Firefox and nginx for the tests of the page (need
 	  { [ "$$(id -u)" = 0 ] && apt-get update -qq && \
 	  apt-get install -y -qq --no-install-recommends chromium firefox-esr nginx >/dev/null; } || \
 	  echo "Chromium, Firefox or nginx is missing and cannot be installed: the tests that need it are skipped."
+
+node: $(BIN)/pip  ## Install the generator of the TypeScript client (needs npm, or apt and root)
+	@cmp -s integrations/typescript/package-lock.json $(VENV)/node/done || { \
+	  { command -v npm >/dev/null || { [ "$$(id -u)" = 0 ] && apt-get update -qq && \
+	  apt-get install -y -qq --no-install-recommends nodejs npm >/dev/null; }; } && \
+	  mkdir -p $(VENV)/node && \
+	  cp integrations/typescript/package.json integrations/typescript/package-lock.json \
+	    integrations/typescript/.npmrc $(VENV)/node && \
+	  npm ci --silent --prefix $(VENV)/node && \
+	  cp integrations/typescript/package-lock.json $(VENV)/node/done; } || \
+	  echo "npm or its packages are missing and cannot be installed: the test that needs them is skipped."
 
 clean:  ## Remove the environment and all build outputs, but not your jobs
 	rm -rf $(VENV) out .pytest_cache .mypy_cache .ruff_cache .import_linter_cache

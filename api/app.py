@@ -132,6 +132,8 @@ def create_app(shared: Settings | None = None, own: ApiSettings | None = None) -
         lifespan=lifespan,
         # Otherwise FastAPI looks for a telemetry backend with every request.
         telemetry={"tracing": False, "metrics": False, "logs": False},
+        # Generated clients name their functions by it.
+        generate_unique_id_function=lambda route: route.name,
         docs_url=None,
         redoc_url=None,
     )

@@ -175,7 +175,8 @@ RESPONSES: dict[str, Any] = {
         ]
     },
     "Form": _DEFAULT_FORM,
-    "Health": {"status": "ok"},
+    "Liveness": {"status": "ok"},
+    "Health": {"status": "ok", "checks": {"store": "ok"}, "warnings": []},
     "FrameList": {
         "frames": [
             {"index": 0, "iteration": 1, "scale": 1, "seconds": 0.21, "url": f"{_SELF}/frames/0"}

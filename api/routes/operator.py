@@ -146,7 +146,7 @@ class IntakeState(BaseModel):
 
 
 @router.get("/status", summary="The service now")
-def get_status(request: Request, store: Store, config: Configuration) -> OperatorStatus:
+def get_operator_status(request: Request, store: Store, config: Configuration) -> OperatorStatus:
     """Return workers with their jobs, the queue's length, disk, and what expires."""
     load, operations = store.get_load(), store.operations
     data_dir: Path = request.app.state.data_dir
@@ -186,7 +186,7 @@ def list_queue(
 
 
 @router.post("/jobs/{job_id}/cancel", summary="Cancel a job of any caller")
-def cancel_job(job_id: JobId, store: Store, operator: Owner) -> JobState:
+def cancel_any_job(job_id: JobId, store: Store, operator: Owner) -> JobState:
     """Cancel as the caller of the job could. Safe to repeat."""
     store.cancel(job_id)
     log.info("operator %s cancels %s", operator, job_id)
