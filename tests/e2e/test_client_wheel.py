@@ -1,5 +1,6 @@
 """impasto-client: built as a wheel, installed alone, and used against a real service."""
 
+import ast
 import json
 import os
 import subprocess
@@ -107,3 +108,13 @@ def test_the_installed_wheel_works_without_the_service(
     assert Path(file).is_relative_to(packages)
     assert (seen, foreign) == (["succeeded", 64, "WEBP", "job_not_found"], [])
     assert "brushwork" in names
+
+
+def test_the_integrations_use_the_client_and_nothing_else_of_the_service() -> None:
+    service = {"api", "cli", "core", "worker"}
+    for module in (ROOT / "integrations").rglob("*.py"):
+        for node in ast.walk(ast.parse(module.read_text(encoding="utf-8"))):
+            names = [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
+            if isinstance(node, ast.ImportFrom) and node.module:
+                names = [node.module]
+            assert not service & {name.partition(".")[0] for name in names}, module
