@@ -24,7 +24,7 @@ endif
 PYTEST := $(BIN)/python -m pytest -n 2 --dist loadgroup
 CAMPAIGNS := acknowledged zombies lost_wakeups forged repeats orphans rolling floods faults kills raw_http contract isolation webhooks hostile_pictures fat_uploads fair_turns slow_clients full_disk torn_log poison soak
 
-.PHONY: help up demo test test-reliability check bench campaign browser node clean
+.PHONY: help up demo test test-reliability check bench campaign docs browser node clean
 
 help:  ## Print this help
 	@sed -n 's/^\([a-z-]*\):.*## /make \1\t/p' Makefile | expand -t 24
@@ -52,6 +52,9 @@ bench: $(VENV)/.dev$(GPU)  ## Measure speed and final loss: bench/README.md
 
 campaign: $(VENV)/.dev$(GPU)  ## Run all campaigns against the real service for hours: docs/operations.md
 	@for name in $(CAMPAIGNS); do echo "== $$name"; $(BIN)/python tests/campaigns/$$name.py --seed 1 || exit 1; done
+
+docs: $(VENV)/.dev$(GPU)  ## Build the documentation's site into out/site
+	@$(BIN)/python docs/site/build.py out/site && echo out/site/index.html
 
 browser:  ## Install Chromium, Firefox and nginx for the tests of the page (needs apt and root)
 	@{ command -v chromium && { command -v firefox-esr || command -v firefox; } && \

@@ -26,6 +26,7 @@ from core.storage.blobs import Blobs
 GROUPS = {
     "tests/e2e/test_client_wheel.py": "integrations",
     "tests/e2e/test_comfyui.py": "integrations",
+    "tests/e2e/test_how_to.py": "integrations",
     "tests/e2e/test_mcp.py": "integrations",
     "tests/e2e/test_typescript.py": "integrations",
     "tests/e2e/test_page_accessibility.py": "page",
