@@ -124,8 +124,8 @@ def render_parameters() -> str:
         )
     lines += _table("| name | default | values | in a run | |", rows)
     presets = [
-        f"| `{preset.name}` | {_cell(preset.description)} | `{_cell(json.dumps(dict(preset.parameters)))}` |"
-        for preset in PRESETS.values()
+        f"| `{name}` | {_cell(preset.description)} | `{json.dumps(dict(preset.parameters))}` |"
+        for name, preset in PRESETS.items()
     ]
     return "\n".join([*lines, "## Presets", *_table("| name | | sets |", presets)])
 
