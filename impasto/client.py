@@ -12,6 +12,8 @@ retries a request if the connection was lost or the service is temporarily unava
 raises the error of impasto.errors with the same `code`; its `message` is the service's sentence.
 """
 
+import base64
+import hashlib
 import json
 import math
 import os
@@ -340,7 +342,13 @@ class Client:
         Raises JobNotEnded, NoResult, ResultGone.
         """
         params = {"format": format, **_drop_none({"width": width})}
-        return _read_picture(self._request("GET", f"{_job_path(job_id)}/result", params=params))
+        path = f"{_job_path(job_id)}/result"
+        # The service may answer with a link to its bucket, which gets no key of ours.
+        response = self._request("GET", path, params=params, follow_redirects=True)
+        picture = _read_picture(response)
+        if response.history and not _has_digest(picture, response.history[0]):
+            raise errors.ImageDamaged("The result was damaged on its way; download it again.")
+        return picture
 
     def preview(self, job_id: str) -> bytes:
         """Download a small JPEG of the current state. Raises NoResult while there is none."""
@@ -595,6 +603,13 @@ def _read_picture(response: httpx2.Response) -> bytes:
     if not response.headers.get("Content-Type", "").startswith("image/"):
         raise _not_ours(response)
     return response.content
+
+
+def _has_digest(data: bytes, response: httpx2.Response) -> bool:
+    """Whether the data are those of the response's Repr-Digest (RFC 9530); True without one."""
+    expected = response.headers.get("Repr-Digest")
+    encoded = base64.b64encode(hashlib.sha256(data).digest()).decode()
+    return expected in (None, f"sha-256=:{encoded}:")
 
 
 def _job_path(job_id: str) -> str:

@@ -28,6 +28,7 @@ const CHINESE = {
   "Failed, 24 h": "24 小时内失败",
   "Disk free": "磁盘可用",
   "{free} of {total}": "{free}，共 {total}",
+  "a bucket": "存储桶",
   "Quota": "存储配额",
   "none": "无",
   "Results kept": "保存中的成品",

@@ -169,7 +169,7 @@ function showStatus(status) {
     ["Wait, 95 %", formatSeconds(total?.wait_p95_seconds ?? null)],
     ["Ended, 24 h", total ? formatNumber(total.succeeded + total.failed + total.canceled + total.expired) : "–"],
     ["Failed, 24 h", total ? formatNumber(total.failed) : "–"],
-    ["Disk free", tr("{free} of {total}", {
+    ["Disk free", disk.total_bytes === null ? tr("a bucket") : tr("{free} of {total}", {
       free: formatBytes(disk.free_bytes), total: formatBytes(disk.total_bytes) })],
     ["Quota", disk.quota_bytes ? formatBytes(disk.quota_bytes) : tr("none")],
     ["Results kept", formatNumber(expiry.with_pictures)],

@@ -8,8 +8,8 @@ or HTTP and reads no settings. It is synchronous; docs/decisions/0002-synchronou
 import hashlib
 import json
 import time
-from collections.abc import Callable, Collection, Mapping, Sequence
-from contextlib import suppress
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from functools import cache
 from itertools import chain
 from pathlib import Path
@@ -44,9 +44,11 @@ from core.jobs.operations import Operations
 from core.jobs.serialization import parse_job, parse_load, serialize, sha256_hex
 from core.jobs.store_monitor import StoreMonitor
 from core.redis_client import PREFIX, CircuitBreaker, connect
+from core.storage.location import IdentityFile
 
 LEASE_SECONDS = 5.0
 MAX_UPLOADS = 10_000  # of one owner, unless the caller sets another limit
+DELETION_LOCK_SECONDS = 600.0
 RESERVATION_SECONDS = 600.0  # protects a blob until the operation that uses it
 WORKER_TTL_MS = 5_000  # a worker sends a heartbeat every second; scripts/common.lua has it as well
 WORKER_FORGET_MS = 60_000  # then the store forgets the description of a worker
@@ -102,7 +104,7 @@ class JobStore:
         *,
         lease_seconds: float = LEASE_SECONDS,
         cooldown_seconds: float = 0,
-        identity_file: Path | None = None,
+        identity_file: IdentityFile | None = None,
         accepts_unsafe: bool = False,
     ) -> None:
         """cooldown_seconds: of the CircuitBreaker, for a process with many concurrent callers.
@@ -700,10 +702,28 @@ class JobStore:
         digests: list[str] = self._call("mark_deleting", self.monitor.identity)
         return digests
 
-    def confirm_deleted(self, digest: str) -> None:
-        """Record that the file of a marked blob is deleted."""
+    def confirm_deleted(self, *digests: str) -> None:
+        """Record that the files of marked blobs are deleted."""
         with self._circuit_breaker:
-            self._redis.srem(f"{PREFIX}deleting", digest)
+            self._redis.srem(f"{PREFIX}deleting", *digests)
+
+    @contextmanager
+    def try_deletion_lock(self) -> Iterator[bool]:
+        """Try to lock deletions against other machines. Yields whether it did.
+
+        The lock of a process that dies in it ends after DELETION_LOCK_SECONDS.
+        """
+        lock = self._redis.lock(
+            f"{PREFIX}deletions", timeout=DELETION_LOCK_SECONDS, thread_local=False
+        )
+        with self._circuit_breaker:
+            is_locked = bool(lock.acquire(blocking=False))
+        try:
+            yield is_locked
+        finally:
+            if is_locked:
+                with suppress(LockNotOwnedError), self._circuit_breaker:
+                    lock.release()
 
     def register_orphans(self, digests: Sequence[str], keep_seconds: float) -> int:
         """Let blobs that the store does not know expire after `keep_seconds`. Returns how many."""

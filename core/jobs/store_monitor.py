@@ -9,7 +9,7 @@ import re
 import secrets
 import threading
 import time
-from pathlib import Path
+from contextlib import suppress
 from typing import Any
 
 from redis import Redis
@@ -18,7 +18,7 @@ from redis.exceptions import InvalidResponse, NoPermissionError, ResponseError
 from core import errors
 from core.jobs.store_report import Identity, StoreReport
 from core.redis_client import NO_DATABASE, PREFIX, CircuitBreaker, is_outage
-from core.storage.files import atomic_write
+from core.storage.location import IdentityFile
 
 CHECK_SECONDS = 1.0  # a verdict is valid for so long, unless the connection is a new one
 IDENTITY = f"{PREFIX}identity"
@@ -43,7 +43,7 @@ class StoreMonitor:
         self,
         client: Redis,
         circuit_breaker: CircuitBreaker,
-        identity_file: Path | None = None,
+        identity_file: IdentityFile | None = None,
         *,
         accepts_unsafe: bool = False,
     ) -> None:
@@ -76,6 +76,12 @@ class StoreMonitor:
             self._log_report(report)
         self._report = report
         return report
+
+    def refresh_identity(self) -> None:
+        """Read the identity of the pictures again, if it is in a bucket."""
+        if self._identity_file is not None:
+            with suppress(OSError):
+                self._identity_file.refresh()
 
     def require_safe(self) -> None:
         """Raise StoreUnsafe if an accepted job could be lost; StoreUnavailable."""
@@ -129,7 +135,7 @@ class StoreMonitor:
         if self._identity_file is None:
             return "unchecked"
         try:
-            self.identity = self._identity_file.read_text(encoding="ascii").strip()
+            self.identity = self._identity_file.read().strip()
         except FileNotFoundError:
             self.identity = stored or self._create_identity()
             return self._write_identity(self._identity_file)
@@ -143,11 +149,10 @@ class StoreMonitor:
         self._redis.set(IDENTITY, secrets.token_hex(16), nx=True)
         return str(self._redis.get(IDENTITY))  # perhaps that of another process
 
-    def _write_identity(self, file: Path) -> Identity:
+    def _write_identity(self, file: IdentityFile) -> Identity:
         try:
-            file.parent.mkdir(parents=True, exist_ok=True)
-            atomic_write(file, lambda path: path.write_text(self.identity + "\n"))
-        except (OSError, errors.StorageFull):  # the next check tries again
+            file.write(self.identity + "\n")
+        except (OSError, errors.Unavailable):  # the next check tries again
             return "unknown"
         return "same"
 

@@ -4,7 +4,8 @@ from typing import Literal
 
 from pydantic import BaseModel, ConfigDict
 
-IDENTITY_FILE = "store.identity"  # in the folder of the pictures
+from core.blobs_url import IDENTITY_FILE
+
 Identity = Literal["same", "missing", "changed", "unknown", "unchecked"]
 
 

@@ -16,6 +16,7 @@ from core.jobs.store import JobStore
 from core.neural import capacity
 from core.neural.capacity import Capacity
 from core.neural.weights.cache import WeightsCache
+from core.storage.files import SmallFile
 
 Doctor = Callable[..., tuple[int, str]]
 
@@ -207,7 +208,7 @@ def test_a_store_that_is_not_that_of_the_pictures_is_wrong(
     file = tmp_path / "data" / "blobs" / "store.identity"
     assert run_doctor(IMPASTO_REDIS_URL=own_valkey.url)[0] == 0
     assert not file.exists(), "doctor changes nothing"
-    JobStore(own_valkey.url, identity_file=file).monitor.check()
+    JobStore(own_valkey.url, identity_file=SmallFile(file)).monitor.check()
     assert run_doctor(IMPASTO_REDIS_URL=own_valkey.url)[0] == 0
     with redis.Redis(port=own_valkey.port) as client:
         client.flushall()
