@@ -12,6 +12,7 @@ from typing import Any
 import click
 
 from cli import service
+from cli.backup import backup, restore
 from cli.dataset import dataset
 from cli.demo import demo
 from cli.doctor import doctor
@@ -69,6 +70,6 @@ def impasto() -> None:
 for command in (
     service.up, service.api, service.worker, service.webhooks, service.webhook_secret,
     submit, watch, cancel, retry, result, demo, stylize, info, keys, weights, dataset, train,
-    doctor,
+    doctor, backup, restore,
 ):  # fmt: skip
     impasto.add_command(command)

@@ -188,7 +188,7 @@ class Reaper:
         is_same_store = self._store.monitor.check().may_delete_blobs
         leads = self._store.acquire_leadership(self._process_id, TERM_SECONDS)
         in_contact = part.contact.record_answer()
-        if not leads:
+        if not leads or self._store.monitor.is_restoring:
             return
         for duty in part.duties:
             is_due = time.monotonic() >= duty.next_run

@@ -7,6 +7,7 @@ or HTTP and reads no settings. It is synchronous; docs/decisions/0002-synchronou
 
 import hashlib
 import json
+import threading
 import time
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
@@ -708,19 +709,30 @@ class JobStore:
             self._redis.srem(f"{PREFIX}deleting", *digests)
 
     @contextmanager
-    def try_deletion_lock(self) -> Iterator[bool]:
+    def try_deletion_lock(self, *, renews: bool = False) -> Iterator[bool]:
         """Try to lock deletions against other machines. Yields whether it did.
 
-        The lock of a process that dies in it ends after DELETION_LOCK_SECONDS.
+        The lock ends after DELETION_LOCK_SECONDS if its process has died; also of a living one,
+        unless it `renews` the lock.
         """
         lock = self._redis.lock(
             f"{PREFIX}deletions", timeout=DELETION_LOCK_SECONDS, thread_local=False
         )
         with self._circuit_breaker:
             is_locked = bool(lock.acquire(blocking=False))
+        over = threading.Event()
+
+        def renew() -> None:
+            while not over.wait(DELETION_LOCK_SECONDS / 10):
+                with suppress(errors.StoreUnavailable, LockNotOwnedError), self._circuit_breaker:
+                    lock.reacquire()
+
+        if is_locked and renews:
+            threading.Thread(target=renew, name="deletion-lock", daemon=True).start()
         try:
             yield is_locked
         finally:
+            over.set()
             if is_locked:
                 with suppress(LockNotOwnedError), self._circuit_breaker:
                     lock.release()

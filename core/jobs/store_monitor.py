@@ -22,6 +22,7 @@ from core.storage.location import IdentityFile
 
 CHECK_SECONDS = 1.0  # a verdict is valid for so long, unless the connection is a new one
 IDENTITY = f"{PREFIX}identity"
+RESTORING = f"{PREFIX}restoring"  # set while a backup is being restored
 # Setting -> the only value that keeps what was accepted, in a crash and without free memory.
 REQUIRED = {
     "appendonly": "yes",
@@ -55,6 +56,7 @@ class StoreMonitor:
         self._identity_file, self._accepts_unsafe = identity_file, accepts_unsafe
         self._report: StoreReport | None = None
         self.unusable: str | None = None  # why this kind of server cannot be the store
+        self.is_restoring = False  # a restore has not ended: nothing may change the store
         self._valid_until = 0.0
         self._lock = threading.Lock()  # of a check: an older answer must not replace a newer one
         self.identity = ""  # that the pictures belong to; empty: not known
@@ -91,6 +93,11 @@ class StoreMonitor:
                 report = self._check()
         if self.unusable:
             raise errors.StoreUnsafe(f"No job is accepted: {self.unusable}")
+        if self.is_restoring:
+            raise errors.StoreUnsafe(
+                "No job is accepted: a backup is being restored. If its command has ended, repeat "
+                "`impasto restore`."
+            )
         if report.problems and not self._accepts_unsafe:
             raise errors.StoreUnsafe(
                 f"No job is accepted, because the store may lose it: {'; '.join(report.problems)}."
@@ -115,6 +122,7 @@ class StoreMonitor:
             pipe.config_get(*REQUIRED)
             pipe.info()  # servers before 7 refuse a list of sections
             pipe.get(IDENTITY)
+            pipe.get(RESTORING)
             try:
                 answers = pipe.execute(raise_on_error=False)
             except InvalidResponse:
@@ -126,6 +134,7 @@ class StoreMonitor:
         config, info = map(_tolerate_refusal, answers[:2])
         if unusable := _find_unusable(info):
             return StoreReport(problems=[unusable]), unusable
+        self.is_restoring = bool(_tolerate_refusal(answers[3]))
         problems, unchecked = _check_settings(config, info)
         identity = self._check_identity(_tolerate_refusal(answers[2]) or None)
         return StoreReport(problems=problems, unchecked=unchecked, identity=identity), None

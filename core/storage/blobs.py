@@ -9,6 +9,7 @@ import io
 import logging
 import os
 import re
+import shutil
 import tempfile
 import threading
 import time
@@ -200,6 +201,11 @@ class Blobs:
                 file.close()
                 raise
         return file
+
+    def read_into(self, digest: str, file: PendingBlob) -> None:
+        """Write a blob to an empty file. Raises as `get`, and StorageFull."""
+        with self.open(digest) as source:
+            shutil.copyfileobj(source, file, 1024 * 1024)
 
     def open_verified(self, digest: str) -> BinaryIO | None:
         """Open a blob as `open` does if that needs no hashing; otherwise return None.

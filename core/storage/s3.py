@@ -4,6 +4,7 @@ Each machine has a folder beside it, for temporary files and for copies of blobs
 same layout as the data folder. No call of this module belongs into an event loop.
 """
 
+import hashlib
 import logging
 import os
 import re
@@ -299,17 +300,23 @@ class S3Blobs(Blobs):
                 if digest not in self._deleted:
                     yield digest, found["size"]
 
-    def _download(self, digest: str) -> None:
-        """Copy a blob to the cache. Raises ImageDamaged if its bytes are wrong twice."""
+    def read_into(self, digest: str, file: PendingBlob) -> None:
+        """As the superclass, without a copy in the cache. Wrong bytes are read once more."""
         for _ in range(2):
-            with self.pending() as file:
-                etag = self._bucket.download(_key(digest), file)
-                if file.digest == digest:
-                    with self._lock:
-                        self._etags[digest] = etag
-                    self._add_to_cache(file)
-                    return
+            file.seek(0)
+            file.truncate()
+            etag = self._bucket.download(_key(digest), file)
+            file.seek(0)
+            if f"sha256:{hashlib.file_digest(file, 'sha256').hexdigest()}" == digest:
+                with self._lock:
+                    self._etags[digest] = etag
+                return
         raise report_damage(digest)
+
+    def _download(self, digest: str) -> None:
+        with self.pending() as file:
+            self.read_into(digest, file)
+            self._add_to_cache(file)
 
     def _add_to_cache(self, file: PendingBlob) -> None:
         size_bytes = file.path.stat().st_size

@@ -14,7 +14,8 @@ _TRANSLATED = re.compile(r"code\.\w+|(parameter|preset)\.[\w-]+\.hint")
 
 # Errors that the page does not cause, or that a text of its own replaces.
 _FOR_PROGRAMS = {
-    "admin_required", "bad_dataset", "bad_settings", "headers_too_large", "method_not_allowed",
+    "admin_required", "bad_backup", "bad_dataset", "bad_settings", "headers_too_large",
+    "method_not_allowed",
     "range_not_satisfiable", "service_unreachable", "unsupported_encoding", "uri_too_long",
 }  # fmt: skip
 
