@@ -53,6 +53,16 @@ _LAST = {
 }
 
 
+# One command for many keys: a reply of its own for each takes redis-py three times as long.
+_READ = """
+local found = {}
+for i, key in ipairs(KEYS) do
+  found[2 * i - 1], found[2 * i] = redis.call('DUMP', key), redis.call('PEXPIRETIME', key)
+end
+return found
+"""
+
+
 class StoreState(NamedTuple):
     """The moment that a copy shows."""
 
@@ -189,12 +199,6 @@ def _without_volatile(keys: Iterable[bytes]) -> list[bytes]:
     return [key for key in keys if not key.startswith(_VOLATILE)]
 
 
-def _queue_reads(pipe: Any, keys: Iterable[bytes]) -> None:
-    for key in keys:
-        pipe.dump(key)
-        pipe.pexpiretime(key)
-
-
 def _scan(client: Any) -> Iterator[list[bytes]]:
     """Yield the keys of the store in batches; a key may appear twice."""
     keys = client.scan_iter(f"{PREFIX}*", count=BATCH_KEYS)
@@ -206,9 +210,7 @@ def _copy(client: Any, keys: list[bytes], writer: _Writer) -> None:
     """Copy keys, each at its own moment."""
     for start in range(0, len(keys), BATCH_KEYS):
         batch = keys[start : start + BATCH_KEYS]
-        with client.pipeline(transaction=False) as pipe:
-            _queue_reads(pipe, batch)
-            answers = pipe.execute()
+        answers = client.eval(_READ, len(batch), *batch)
         for key, value, expires_ms in zip(batch, answers[::2], answers[1::2], strict=True):
             writer.add(key, value, expires_ms)
 
@@ -218,7 +220,9 @@ def _read_at_once(
 ) -> tuple[list[tuple[bytes, bytes | None, int]], list[bytes], list[bytes]]:
     """Return keys with values and times, and the digests of used and of reserved blobs."""
     with client.pipeline(transaction=True) as pipe:
-        _queue_reads(pipe, keys)
+        for key in keys:
+            pipe.dump(key)
+            pipe.pexpiretime(key)
         pipe.hkeys(f"{PREFIX}refs")
         pipe.zrange(f"{PREFIX}orphans", 0, -1)
         *answers, used, reserved = pipe.execute()
