@@ -18,6 +18,7 @@ from s3_server import Fault, S3Server, answer, delay
 from api.app import create_app
 from api.settings import ApiSettings
 from core import errors
+from core.auth.api_keys import ApiKeyStore
 from core.config import Settings
 from core.storage import s3 as storage_s3
 from core.storage.blobs import Blobs, digest_of
@@ -90,6 +91,13 @@ def test_a_link_is_signed_for_the_endpoint_that_clients_reach(
     assert link.startswith("https://s3.example.org/pictures-")
     with pytest.raises(errors.ImageNotFound):
         blobs.sign(digest_of(b"photo"), 60.0)
+
+
+def test_the_operator_sees_no_disk(app: FastAPI, client: TestClient, keys: ApiKeyStore) -> None:
+    _, secret = keys.create("operator", admin=True)
+    status = client.get("/v1/operator/status", headers={"Authorization": f"Bearer {secret}"}).json()
+
+    assert status["disk"] == {"total_bytes": None, "free_bytes": None, "quota_bytes": None}
 
 
 def test_links_need_a_bucket(valkey: Any, tmp_path: Path, own: ApiSettings) -> None:

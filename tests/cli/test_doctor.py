@@ -219,6 +219,19 @@ def test_a_store_that_is_not_that_of_the_pictures_is_wrong(
     assert "delete store.identity" in output
 
 
+def test_a_bucket_that_cannot_be_written_and_read_is_wrong(
+    run_doctor: Doctor, own_valkey: Any, s3: Any
+) -> None:
+    url = s3.create_bucket()
+    settings = {"IMPASTO_REDIS_URL": own_valkey.url, "IMPASTO_BLOBS_URL": url}
+    code, output = run_doctor(**settings)
+    assert (code, "ok     bucket     s3://pictures-" in output) == (0, True)
+
+    settings["IMPASTO_BLOBS_URL"] = url.replace("pictures-", "missing-")
+    code, output = run_doctor(**settings)
+    assert (code, "wrong  bucket     s3://missing-" in output) == (1, True)
+
+
 @pytest.mark.parametrize(
     ("setting", "findings"),
     [

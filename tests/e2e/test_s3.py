@@ -8,11 +8,13 @@ from typing import Any
 import pytest
 from fleet import Fleet
 from PIL import Image
-from s3_server import Fault, S3Server, answer
+from s3_server import Fault, S3Server, answer, flip
 
+from core import errors
 from core.images import codec
 from core.jobs.models import Status
 from core.jobs.store import JobStore
+from core.storage.blobs import digest_of
 from impasto import Client
 
 pytestmark = pytest.mark.e2e
@@ -46,29 +48,34 @@ def test_a_worker_resumes_from_the_checkpoint_of_a_killed_one_on_another_machine
     until: Callable[..., None],
 ) -> None:
     folder = tmp_path_factory.mktemp("s3")
-    settings = {"BLOBS_URL": url, "WORKER_PREVIEW_SECONDS": "0.2"}
+    settings = {"BLOBS_URL": url, "WORKER_PREVIEW_SECONDS": "0.2", "API_RESULT_LINKS": "true"}
     s3.faults.append(fault := Intermittent())
     with Fleet(folder, tiny=True, hosts=True, **settings) as fleet, Client(fleet.url) as client:
         store = JobStore(f"redis://127.0.0.1:{fleet.store_port}/0")
         pictures = [codec.encode(picture) for picture in (photo, painting)]
         job = client.submit(*pictures, size=96, iterations=5000)
-        until(lambda: store.get(job.id).checkpoint, "a checkpoint is published")
+        until(lambda: store.get(job.id).checkpoint, "a checkpoint is published", 60)
         before = _iterations(store, job.id)
         busy, other = sorted(fleet.workers, key=lambda worker: not _has_run(folder, worker.name))
         for child in busy.children():
             child.kill()
         busy.stop_at_once()
 
-        until(lambda: "attempt 2 resumes" in _read_log(folder, other.name), "it is taken over")
-        until(lambda: _iterations(store, job.id) > before, "it goes on")
+        until(lambda: "attempt 2 resumes" in _read_log(folder, other.name), "it is taken over", 60)
+        until(lambda: _iterations(store, job.id) > before, "it goes on", 60)
         client.cancel(job.id)
         ended = client.wait(job.id)
+        until(lambda: not _checkpoints(s3, url), "the checkpoints are deleted", 60)
+        s3.faults.clear()
         result = client.result(job.id)
         frames = client.frames(job.id)
-        until(lambda: not _checkpoints(s3, url), "the checkpoints are deleted")
+        s3.faults.append(Fault("GET", "blobs/", flip))
+        with pytest.raises(errors.ImageDamaged, match="on its way"):
+            client.result(job.id)
         store.close()
 
     assert (ended.status, ended.attempt) == (Status.CANCELED, 2)
+    assert digest_of(result) == ended.outputs[0].id
     assert codec.decode(result).size == (96, 72)
     assert frames
     assert "unreadable" not in _read_log(folder, other.name)
