@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from s3_server import Fault, S3Server, Stale, answer, cut, flip, flip_upload
+from s3_server import Fault, S3Server, Stale, answer, cut, delay, flip, flip_upload
 
 from core import errors
 from core.config import Settings
@@ -206,6 +206,18 @@ def test_a_large_file_is_sent_in_parts_and_a_cut_download_goes_on(
     s3.faults.append(Fault("GET", "blobs/", cut, times=2))
     assert machine().blobs.get(digest) == data
     assert len(s3.faults[0].seen) == 2
+
+
+def test_a_bucket_that_answers_too_late_is_asked_again_and_then_unavailable(
+    machine: Machine, s3: S3Server, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(storage_s3, "READ_TIMEOUT_SECONDS", 0.2)
+    digest = machine().blobs.put(b"paint")
+    s3.faults.append(Fault("GET", "blobs/", delay(0.5), times=1))
+    assert machine().blobs.get(digest) == b"paint"
+    s3.faults[0].times = 99
+    with pytest.raises(errors.Unavailable):
+        machine().blobs.get(digest)
 
 
 def test_callers_do_not_wait_for_a_bucket_that_is_known_to_be_silent(
