@@ -95,14 +95,19 @@ class CheckpointWriter:
         """Write a complete and useful file, or none: a torn one would take the result's room."""
         try:
             if checkpoint.save(self._folder.path(name)):
-                start = time.monotonic()
-                self._folder.publish(name)
-                self._upload_seconds = time.monotonic() - start
+                self._upload(name)
                 return True
         except (OSError, RuntimeError, errors.Unavailable) as error:
             log.warning("no checkpoint: %s", error)  # the run continues; the previous file stays
         self._folder.delete(name)
         return False
+
+    def _upload(self, name: str) -> None:
+        start = time.monotonic()
+        try:
+            self._folder.publish(name)
+        finally:
+            self._upload_seconds = time.monotonic() - start
 
     def _write_and_publish(self, checkpoint: Saveable) -> None:
         name, start = self._name_file(self._count), time.monotonic()

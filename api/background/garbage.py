@@ -29,8 +29,8 @@ def delete_unused_blobs(store: JobStore, blobs: Blobs) -> None:
         try:
             # A name that is no digest: the disk has damaged the record.
             blobs.delete(*filter(is_digest, batch))
-        except OSError as error:  # the next tick tries again
-            log.warning("a picture cannot be deleted: %s", error.strerror)
+        except (OSError, errors.Unavailable) as error:  # the next tick tries again
+            log.warning("a picture cannot be deleted: %s", error)
         else:
             store.confirm_deleted(*batch)
 

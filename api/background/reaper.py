@@ -203,6 +203,8 @@ class Reaper:
                 duty.next_run = time.monotonic() + duty.interval_seconds
         except errors.StoreUnavailable:
             raise
+        except errors.Unavailable as error:
+            log.warning("reaper: %s: %s", duty.name, error.message)
         except Exception:
             log.exception("reaper: %s failed", duty.name)
 

@@ -54,6 +54,8 @@ from core.style.spec import (
 router = APIRouter(prefix=JOBS, tags=["jobs"])
 
 _BODY_BYTES = 100_000
+# Browsers send the first only to HTTPS and to this machine, the second always.
+_BROWSER_HEADERS = {"sec-fetch-site", "accept-language"}
 LINK_SECONDS = 300.0  # how long the link to a result is valid
 
 
@@ -206,7 +208,7 @@ async def get_result(
         return image_response.not_modified(tag)
     try:
         if format == "png" and new_width is None:
-            if config.result_links and "sec-fetch-site" not in request.headers:
+            if config.result_links and _BROWSER_HEADERS.isdisjoint(request.headers):
                 link = await run_in_threadpool(blobs.sign, output.id, LINK_SECONDS)
                 return image_response.redirect(link, output.id, tag)
             picture: bytes | BinaryIO | None = blobs.open_verified(output.id)

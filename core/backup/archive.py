@@ -72,6 +72,8 @@ class Archive:
         return transfer
 
     def _backup(self, client: Any, blobs: Blobs) -> Transfer:
+        if store_dump.is_unfinished(client):
+            raise errors.Conflict("A restore has not ended; repeat `impasto restore` first.")
         found: list[store_dump.StoreState] = []
 
         def dump(path: Path) -> None:

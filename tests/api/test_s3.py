@@ -70,7 +70,11 @@ def test_a_program_gets_a_link_to_the_result_and_a_page_its_bytes(
     assert "X-Amz-Expires=300" in link
     assert httpx2.get(link.partition("?")[0], trust_env=False).status_code == 403
 
-    for headers, query in (({"Sec-Fetch-Site": "same-origin"}, ""), ({}, "?width=48")):
+    for headers, query in (
+        ({"Sec-Fetch-Site": "same-origin"}, ""),
+        ({"Accept-Language": "en"}, ""),
+        ({}, "?width=48"),
+    ):
         answered = client.get(path + query, headers=headers, follow_redirects=False)
         assert answered.status_code == 200
         assert answered.headers["Content-Type"] == "image/png"

@@ -222,6 +222,8 @@ def test_half_a_restore_accepts_and_runs_nothing_until_it_is_repeated(
     assert store.mark_deleting() == []
     with pytest.raises(errors.StoreUnsafe, match="impasto restore"):
         _submit(store, storage, 9)
+    with pytest.raises(errors.Conflict, match="impasto restore"):
+        archive.backup(store, own_valkey.url, storage.blobs, 7)
 
     monkeypatch.undo()
     archive.restore(store, own_valkey.url, storage, made.name, force=False)
