@@ -22,7 +22,7 @@ endif
 endif
 # Two processes, because tests start multi-threaded processes and some tests measure time.
 PYTEST := $(BIN)/python -m pytest -n 2 --dist loadgroup
-CAMPAIGNS := acknowledged zombies lost_wakeups forged repeats orphans rolling floods faults kills raw_http contract isolation webhooks hostile_pictures fat_uploads fair_turns slow_clients full_disk torn_log poison soak
+CAMPAIGNS := acknowledged zombies lost_wakeups forged repeats orphans rolling floods faults kills raw_http contract isolation webhooks hostile_pictures fat_uploads fair_turns slow_clients full_disk torn_log poison soak failover
 
 .PHONY: help up demo test test-reliability check bench campaign docs browser node clean
 

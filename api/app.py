@@ -95,6 +95,7 @@ def create_app(shared: Settings | None = None, own: ApiSettings | None = None) -
         cooldown_seconds=COOLDOWN_SECONDS,
         identity_file=identity,
         accepts_unsafe=shared.store_unsafe == "accept",
+        replicas=shared.store_replicas,
     )
     if own.result_links and not blobs.is_shared:
         raise errors.BadSettings("IMPASTO_API_RESULT_LINKS: set IMPASTO_BLOBS_URL, too.")

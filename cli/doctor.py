@@ -242,7 +242,12 @@ def check_store(config: Settings) -> Iterator[Finding]:
     # The monitor would write a missing file.
     identity = open_storage(config).identity
     client = connect(url)
-    monitor = StoreMonitor(client, CircuitBreaker(), identity if _can_read(identity) else None)
+    monitor = StoreMonitor(
+        client,
+        CircuitBreaker(),
+        identity if _can_read(identity) else None,
+        replicas=config.store_replicas,
+    )
     try:
         report = monitor.check()
     except errors.StoreUnavailable as error:
@@ -266,6 +271,8 @@ def check_store(config: Settings) -> Iterator[Finding]:
     for problem in report.problems:
         advice = "change this, in its configuration file too: docs/operations.md, The store"
         yield Finding("store", state, f"accepted jobs can be lost: {problem}", advice)
+    for risk in report.risks:
+        yield Finding("store", "note", risk)
     if report.unchecked:
         text = f"it does not show {', '.join(report.unchecked)}"
         needed = ", ".join(f"{name} {REQUIRED[name]}" for name in report.unchecked)

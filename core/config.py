@@ -41,6 +41,12 @@ class Settings(BaseSettings):
         "refuse",
         description="Whether to accept jobs although a setting of the store may lose them.",
     )
+    store_replicas: int = Field(
+        0,
+        ge=0,
+        le=10,
+        description="How many replicas of the store must have a job before it is accepted.",
+    )
     data_dir: Path = Field(
         default_factory=lambda: _user_dir("XDG_DATA_HOME", ".local/share"),
         description="Folder for pictures, checkpoints and the embedded server's data; "

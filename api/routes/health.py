@@ -82,6 +82,7 @@ def _list_warnings(store: JobStore) -> list[str]:
     except errors.Unavailable:  # the checks say why
         return []
     warnings = [f"{problem}; accepted jobs may be lost" for problem in report.problems]
+    warnings += report.risks
     warnings += [
         f"{name} cannot be checked: the server does not show it" for name in report.unchecked
     ]

@@ -11,7 +11,7 @@ import threading
 import time
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
-from functools import cache
+from functools import cache, partial
 from itertools import chain
 from pathlib import Path
 from typing import Any, Literal
@@ -51,6 +51,7 @@ LEASE_SECONDS = 5.0
 MAX_UPLOADS = 10_000  # of one owner, unless the caller sets another limit
 DELETION_LOCK_SECONDS = 600.0
 RESERVATION_SECONDS = 600.0  # protects a blob until the operation that uses it
+REPLICATION_MS = 1000  # how long a new job waits for replicas; less than the client's timeout
 WORKER_TTL_MS = 5_000  # a worker sends a heartbeat every second; scripts/common.lua has it as well
 WORKER_FORGET_MS = 60_000  # then the store forgets the description of a worker
 ANY_OWNER = ""  # for operations that may touch the jobs of all owners
@@ -107,16 +108,23 @@ class JobStore:
         cooldown_seconds: float = 0,
         identity_file: IdentityFile | None = None,
         accepts_unsafe: bool = False,
+        replicas: int = 0,
     ) -> None:
         """cooldown_seconds: of the CircuitBreaker, for a process with many concurrent callers.
 
-        identity_file, accepts_unsafe: see StoreMonitor.
+        replicas: how many must have a job before `create` returns. identity_file, accepts_unsafe:
+        see StoreMonitor.
         """
         self._redis = connect(redis_url, self._on_connect)
         self._circuit_breaker = CircuitBreaker(cooldown_seconds)
         self.monitor = StoreMonitor(
-            self._redis, self._circuit_breaker, identity_file, accepts_unsafe=accepts_unsafe
+            self._redis,
+            self._circuit_breaker,
+            identity_file,
+            accepts_unsafe=accepts_unsafe,
+            replicas=replicas,
         )
+        self._replicas = replicas
         self.estimates = EstimateQueue(self._redis, self._circuit_breaker)
         self.operations = Operations(self._redis, self._circuit_breaker, self._call)
         self.lease_seconds = lease_seconds
@@ -169,7 +177,13 @@ class JobStore:
     def _create(self, new_id: str, ids: list[str], submissions: list[dict[str, Any]]) -> str:
         """Create a job or a batch. Returns its id, or that of an earlier one with the same key."""
         self.monitor.require_safe()
-        outcome, created_id = self._call("create", new_id, json.dumps(ids), json.dumps(submissions))
+        try:
+            outcome, created_id = self._call(
+                "create", new_id, json.dumps(ids), json.dumps(submissions)
+            )
+        except errors.StoreUnsafe:  # too few replicas have it
+            self._discard(ids)
+            raise
         if outcome == "conflict":
             raise errors.IdempotencyConflict()
         if outcome == "no_image":
@@ -188,12 +202,16 @@ class JobStore:
         try:
             self.monitor.require_safe()
         except errors.Unavailable:
-            if created_id == new_id:  # not accepted, so it must not run
-                with suppress(errors.Unavailable):
-                    for job_id in ids:
-                        self.delete(job_id)
+            if created_id == new_id:
+                self._discard(ids)
             raise
         return str(created_id)
+
+    def _discard(self, job_ids: Sequence[str]) -> None:
+        """Delete jobs that are stored and not accepted, so that they do not run."""
+        with suppress(errors.Unavailable, errors.NotFound):
+            for job_id in job_ids:
+                self.delete(job_id)
 
     def check_limits(
         self,
@@ -267,10 +285,12 @@ class JobStore:
         """Return the id of the job or batch that this request created before, or None.
 
         key: the idempotency key; request: the hash of the request. Raises IdempotencyConflict if
-        the key belongs to another request.
+        the key belongs to another request, and StoreUnsafe if too few replicas have the job: its
+        first request may have failed for that reason.
         """
         with self._circuit_breaker:
-            replay: Any = self._redis.get(f"{PREFIX}replay:{owner}:{sha256_hex(key)}")
+            name = f"{PREFIX}replay:{owner}:{sha256_hex(key)}"
+            replay: Any = self._run_replicated("get", name)
             if replay is None:
                 return None
             request_hash, found = replay.split(" ")
@@ -770,16 +790,38 @@ class JobStore:
         return lease_status
 
     def _call(self, function: str, *args: str | int) -> Any:
-        """Call a Lua function. Loads the library if the server does not have it yet."""
+        """Call a Lua function. Loads the library if the server does not have it yet.
+
+        Raises StoreUnsafe if too few replicas have a new job; the primary has it.
+        """
         version, code = load_library()
+        call = partial(self._run_replicated, "fcall") if function == "create" else self._redis.fcall
         with self._circuit_breaker:
             try:
-                return self._redis.fcall(f"{version}_{function}", 1, PREFIX, *args)
+                return call(f"{version}_{function}", 1, PREFIX, *args)
             except ResponseError as error:
                 if NO_FUNCTION not in str(error):
                     raise
             self._redis.function_load(code, replace=True)
-            return self._redis.fcall(f"{version}_{function}", 1, PREFIX, *args)
+            return call(f"{version}_{function}", 1, PREFIX, *args)
+
+    def _run_replicated(self, command: str, *args: Any) -> Any:
+        """Run a command, and wait until the replicas have all that was written before its end.
+
+        Raises StoreUnsafe if too few have it in time.
+        """
+        if not self._replicas:
+            return getattr(self._redis, command)(*args)
+        with self._redis.pipeline(transaction=False) as pipe:
+            getattr(pipe, command)(*args)
+            pipe.set(f"{PREFIX}probe", "1", px=1000)  # WAIT waits for writes of its own connection
+            pipe.wait(self._replicas, REPLICATION_MS)
+            result, _, replicas = pipe.execute()
+        if replicas < self._replicas:
+            raise errors.StoreUnsafe(
+                f"No job is accepted: {replicas} of {self._replicas} replicas of the store have it."
+            )
+        return result
 
     def _call_within_quota(self, function: str, *args: str | int) -> bool:
         """Return whether the function succeeded. Raises QuotaExceeded."""

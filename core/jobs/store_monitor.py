@@ -14,6 +14,7 @@ from typing import Any
 
 from redis import Redis
 from redis.exceptions import InvalidResponse, NoPermissionError, ResponseError
+from redis.sentinel import SentinelConnectionPool
 
 from core import errors
 from core.jobs.store_report import Identity, StoreReport
@@ -32,6 +33,10 @@ REQUIRED = {
 }
 MIN_VERSION = 7  # the first with functions
 _NO_DATABASE = "The server has no database of the number after the last /; 0 always exists."
+_FAILOVER_RISK = (
+    "a failover of the store may lose jobs that were accepted just before; "
+    "IMPASTO_STORE_REPLICAS prevents it"
+)
 _NO_REDIS = "There is no Redis server on this port, but another one."
 
 log = logging.getLogger(__name__)
@@ -47,13 +52,15 @@ class StoreMonitor:
         identity_file: IdentityFile | None = None,
         *,
         accepts_unsafe: bool = False,
+        replicas: int = 0,
     ) -> None:
         """identity_file: names the store that the pictures beside it belong to.
 
-        accepts_unsafe: `require_safe` tolerates wrong settings.
+        accepts_unsafe: `require_safe` tolerates wrong settings. replicas: how many must have a job.
         """
         self._redis, self._circuit_breaker = client, circuit_breaker
         self._identity_file, self._accepts_unsafe = identity_file, accepts_unsafe
+        self._replicas = replicas
         self._report: StoreReport | None = None
         self.unusable: str | None = None  # why this kind of server cannot be the store
         self.is_restoring = False  # a restore has not ended: nothing may change the store
@@ -136,8 +143,23 @@ class StoreMonitor:
             return StoreReport(problems=[unusable]), unusable
         self.is_restoring = bool(_tolerate_refusal(answers[3]))
         problems, unchecked = _check_settings(config, info)
+        shortage, risks = self._check_replicas(info)
         identity = self._check_identity(_tolerate_refusal(answers[2]) or None)
-        return StoreReport(problems=problems, unchecked=unchecked, identity=identity), None
+        return StoreReport(
+            problems=problems + shortage, risks=risks, unchecked=unchecked, identity=identity
+        ), None
+
+    def _check_replicas(self, info: dict[str, Any]) -> tuple[list[str], list[str]]:
+        """Return what is wrong with the number of replicas, and what it risks."""
+        if "connected_slaves" not in info:  # the server does not show it; `create` waits anyway
+            return [], []
+        states = (info.get(f"slave{number}", {}) for number in range(info["connected_slaves"]))
+        online = sum(state.get("state") == "online" for state in states)
+        if online < self._replicas:
+            connected = f"{online} {'replica is' if online == 1 else 'replicas are'} connected"
+            return [f"{connected} and IMPASTO_STORE_REPLICAS is {self._replicas}"], []
+        has_failover = isinstance(self._redis.connection_pool, SentinelConnectionPool) or online
+        return [], [_FAILOVER_RISK] if has_failover and not self._replicas else []
 
     def _check_identity(self, stored: str | None) -> Identity:
         """Compare the store's identity with the file's. At the first start, write both."""
@@ -170,6 +192,8 @@ class StoreMonitor:
         if report.problems != before.problems:
             level = logging.ERROR if report.problems else logging.INFO
             log.log(level, "the store's settings: %s", "; ".join(report.problems) or "safe again")
+        if report.risks and report.risks != before.risks:
+            log.warning("%s", "; ".join(report.risks))
         if report.unchecked and report.unchecked != before.unchecked:
             log.warning("the store does not show %s", ", ".join(report.unchecked))
         if report.identity == before.identity:
