@@ -1,8 +1,9 @@
 """Probes: is this process alive, and can the service do its work?"""
 
 from collections.abc import Callable
+from typing import Annotated, Literal
 
-from fastapi import APIRouter, Response
+from fastapi import APIRouter, Query, Response
 from pydantic import BaseModel
 
 from api.dependencies import Blobs, Store
@@ -11,6 +12,13 @@ from core import errors
 from core.jobs.store import JobStore
 
 router = APIRouter(tags=["health"])
+
+
+Check = Literal["functions", "store", "store_settings", "pictures", "worker"]
+_Excluded = Annotated[
+    frozenset[Check],
+    Query(description="Checks to leave out: `worker`, where workers may scale to zero."),
+]
 
 
 class Liveness(BaseModel):
@@ -33,14 +41,16 @@ async def check_liveness() -> Liveness:
 
 
 @router.get("/readyz", summary="Readiness probe", response_model=Health)
-def check_readiness(store: Store, blobs: Blobs) -> Health | Response:
+def check_readiness(
+    store: Store, blobs: Blobs, exclude: _Excluded = frozenset()
+) -> Health | Response:
     """Return 200 if the service can accept, run and keep a job; otherwise 503.
 
     The checks: the store has its functions, takes writes and has safe settings; pictures can be
     written; a worker was seen within the last minute. The body names what fails, and has the
     `warnings` in any case.
     """
-    steps: dict[str, Callable[[], object]] = {
+    steps: dict[Check, Callable[[], object]] = {
         "functions": store.get_load,
         "store": store.check_writable,
         "store_settings": store.monitor.require_safe,
@@ -48,7 +58,9 @@ def check_readiness(store: Store, blobs: Blobs) -> Health | Response:
         "worker": lambda: _check_worker(store),
     }
     store.monitor.invalidate()
-    checks, first_error = dict.fromkeys(steps, "not checked"), None
+    steps = {name: step for name, step in steps.items() if name not in exclude}
+    checks: dict[str, str] = dict.fromkeys(steps, "not checked")
+    first_error: errors.Unavailable | None = None
     warnings: list[str] = []
     for name, step in steps.items():
         try:
