@@ -182,7 +182,9 @@ class JobStore:
                 "create", new_id, json.dumps(ids), json.dumps(submissions)
             )
         except errors.StoreUnsafe:  # too few replicas have it
-            self._discard(ids)
+            # With a key, the client's next request may have found the job, and been answered.
+            if "key_hash" not in submissions[0]:
+                self._discard(ids)
             raise
         if outcome == "conflict":
             raise errors.IdempotencyConflict()

@@ -27,7 +27,7 @@ from core.redis_client import PREFIX, connect
 
 pytestmark = pytest.mark.e2e
 REQUEST = "a" * 64  # the hash of a request
-Submit = Callable[[JobStore, str], Job]
+Submit = Callable[..., Job]
 
 
 @pytest.fixture(scope="module")
@@ -38,9 +38,9 @@ def sentinel(tmp_path_factory: pytest.TempPathFactory) -> Iterator[SentinelStore
 
 @pytest.fixture
 def submit(driver: Any) -> Submit:
-    """A function that creates a job with an idempotency key."""
+    """A function that creates a job, with an idempotency key or without."""
 
-    def run(store: JobStore, key: str) -> Job:
+    def run(store: JobStore, key: str | None = None) -> Job:
         for digest in driver.INPUT.digests():
             store.reserve(digest)
         context = SubmissionContext(idempotency_key=key, request_hash=REQUEST)
@@ -105,23 +105,21 @@ def test_a_job_is_accepted_only_when_a_replica_has_it(
     monkeypatch: pytest.MonkeyPatch,
     until: Callable[..., None],
 ) -> None:
-    """Nor is it by a repeated request; and what is not accepted does not run."""
+    """Nor is it by a repeated request. Without a key, nobody can ask again, so it must not run."""
     store = JobStore(sentinel.url, replicas=1)
     queued = store.get_load().queued
     monkeypatch.setattr("core.jobs.store.REPLICATION_MS", 200)
     sentinel.hold_back(0)
     with pytest.raises(errors.StoreUnsafe, match="0 of 1 replicas"):
-        submit(store, "held back")
+        submit(store)
     assert store.get_load().queued == queued
 
-    submit(JobStore(sentinel.url), "not replicated")
-    with pytest.raises(errors.StoreUnsafe, match="0 of 1 replicas"):
-        store.find_replay("not replicated", REQUEST)
+    for call in (lambda: submit(store, "key"), lambda: store.find_replay("key", REQUEST)):
+        with pytest.raises(errors.StoreUnsafe, match="0 of 1 replicas"):
+            call()
+    assert store.get_load().queued == queued + 1
     sentinel.link.inject("none")
-    until(
-        lambda: _is_safe(lambda: store.find_replay("not replicated", REQUEST)), "it is replicated"
-    )
-    assert store.find_replay("held back", REQUEST) is None
+    until(lambda: _is_safe(lambda: store.find_replay("key", REQUEST)), "the replica has it")
 
 
 @pytest.mark.parametrize(
