@@ -155,7 +155,8 @@ class SentinelStore:
             time.sleep(1)
             process.kill()
             process.wait()
-        self._start_server(port, replicaof=f"127.0.0.1 {self._find_primary()}")
+        wait_until(self._find_primary, "the Sentinels agree on a primary")
+        self._start_server(port, replicaof=f"127.0.0.1 {self._find_primary() or self._primary}")
         wait_until(self._are_replicas_online, "all replicas follow the primary")
 
 
