@@ -110,11 +110,14 @@ RETRIED_ERRORS = (RedisConnectionError,)
 SENTINEL_OPTIONS = {"socket_timeout": 0.5, "socket_connect_timeout": 0.5, "retry": None}
 
 
-def connect(redis_url: str, on_connect: Callable[[], None] | None = None) -> redis.Redis:
+def connect(
+    redis_url: str, on_connect: Callable[[], None] | None = None, **changes: Any
+) -> redis.Redis:
     """Return a client whose calls time out. Opens no connection yet.
 
     With Sentinel, each new connection leads to the primary that the Sentinels name then.
-    on_connect: called after each new connection, so also after each reconnection.
+    on_connect: called after each new connection, so also after each reconnection. changes: other
+    options of the connections.
     """
     options = _make_options(Retry)
     if on_connect is not None:
@@ -125,7 +128,7 @@ def connect(redis_url: str, on_connect: Callable[[], None] | None = None) -> red
             on_connect()
 
         options["redis_connect_func"] = greet
-    options["health_check_interval"] = 5
+    options |= {"health_check_interval": 5} | changes
     address = parse_sentinel_url(redis_url)
     if address is None:
         return redis.Redis.from_url(redis_url, **options)

@@ -254,6 +254,7 @@ class StoreReport:
     """Whether the service's store keeps accepted jobs (docs/operations.md)."""
 
     problems: list[str]
+    risks: list[str] = field(default_factory=list)
     unchecked: list[str]
     identity: str
 

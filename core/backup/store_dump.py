@@ -25,7 +25,7 @@ from redis.backoff import NoBackoff
 from redis.exceptions import ResponseError
 from redis.retry import Retry
 
-from core import errors
+from core import errors, redis_client
 from core.jobs.store_monitor import IDENTITY, RESTORING
 from core.redis_client import PREFIX, CircuitBreaker
 
@@ -76,13 +76,17 @@ def connect(redis_url: str) -> Iterator[Any]:
     """Yield a client with one connection, which it never replaces. Raises StoreUnavailable."""
     with (
         CircuitBreaker(),
-        redis.Redis.from_url(
+        redis_client.connect(
             redis_url,
             protocol=2,
+            decode_responses=False,
             socket_timeout=TIMEOUT_SECONDS,
             socket_connect_timeout=5,
+            health_check_interval=0,
             retry=Retry(NoBackoff(), 0),
-            single_connection_client=True,
+        ) as pooled,
+        redis.Redis(
+            connection_pool=pooled.connection_pool, single_connection_client=True
         ) as client,
     ):
         yield client

@@ -31,7 +31,6 @@ VARIABLES = {
 PINNED = re.compile(r"[a-z0-9./-]+:\d+\.\d+\.\d+[a-z0-9.-]*")
 # Variables of others: uvicorn, the AWS SDK, valkey-cli, RustFS, and the script beside it.
 FOREIGN_VARIABLES = re.compile(r"FORWARDED_ALLOW_IPS|AWS_\w+|REDISCLI_AUTH|RUSTFS_\w+|KEYS")
-PENDING_SETTINGS = {"IMPASTO_BLOBS_URL"}  # as soon as pictures can be in a bucket
 
 each_variant = pytest.mark.parametrize("variant", VARIANTS)
 
@@ -75,7 +74,7 @@ def test_a_container_is_restricted_pinned_and_checked(variant: str) -> None:
 
 @each_variant
 def test_every_variable_is_a_setting(variant: str) -> None:
-    known = PENDING_SETTINGS | {
+    known = {
         f"{kind.model_config['env_prefix']}{name.upper()}"
         for kind in (Settings, ApiSettings, WorkerSettings)
         for name in kind.model_fields
@@ -136,6 +135,21 @@ def test_api_and_workers_wait_for_the_bucket_and_share_it(variant: str) -> None:
         assert waits == {"redis": "service_healthy", "s3-bucket": "service_completed_successfully"}
     assert services["s3"]["environment"]["RUSTFS_SECRET_KEY"] == VARIABLES["AWS_SECRET_ACCESS_KEY"]
     assert "http://s3:9000/impasto" in " ".join(services["s3-bucket"]["command"])
+
+
+def test_a_bucket_elsewhere_needs_no_file_and_the_dispatcher_gets_no_credentials() -> None:
+    given = {
+        "IMPASTO_BLOBS_URL": "s3://pictures/studio",
+        "IMPASTO_BLOBS_CACHE_GB": "7",
+        "AWS_SESSION_TOKEN": "a-token",
+    }
+    services = _merge("gpu", **given, IMPASTO_API_RESULT_LINKS="true")["services"]
+    for name in ("api", "worker", "worker-1"):
+        environment = services[name]["environment"]
+        assert {key: environment[key] for key in given} == given
+        assert environment["AWS_SECRET_ACCESS_KEY"] == VARIABLES["AWS_SECRET_ACCESS_KEY"]
+    assert services["api"]["environment"]["IMPASTO_API_RESULT_LINKS"] == "true"
+    assert not [name for name in services["webhooks"]["environment"] if name.startswith("AWS_")]
 
 
 @pytest.mark.parametrize(

@@ -27,7 +27,6 @@ FOREIGN_VARIABLES = {
     "AWS_ACCESS_KEY_ID",
     "AWS_SECRET_ACCESS_KEY",
     "REDISCLI_AUTH",
-    "IMPASTO_BLOBS_URL",  # a setting as soon as pictures can be in a bucket
 }
 
 Manifest = dict[str, Any]
