@@ -209,7 +209,7 @@ RESPONSES: dict[str, Any] = {
         "average_job_seconds": 21.4,
         "workers": [{"busy": True, "info": _WORKER}],
         "limits": _DEFAULT_FORM["limits"],
-        "store": {"problems": [], "unchecked": [], "identity": "same"},
+        "store": {"problems": [], "risks": [], "unchecked": [], "identity": "same"},
         "intake_paused_at": None,
     },
     "OperatorStatus": {

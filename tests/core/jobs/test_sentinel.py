@@ -4,6 +4,7 @@ The campaign `failover` shows the same of a whole service.
 """
 
 import asyncio
+import io
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,7 @@ from api.rate_limit import RateLimiter, RequestKind
 from api.settings import ApiSettings
 from core import errors
 from core.auth.api_keys import ApiKeyStore
+from core.backup import store_dump
 from core.celery_app import QUEUE, make_celery, notify_workers
 from core.config import Settings
 from core.jobs.async_reader import JobReader
@@ -95,6 +97,8 @@ def test_every_client_follows_a_failover_to_the_primary_and_its_job_is_there(
     )
     with connect(sentinel.url) as client:
         assert client.llen(QUEUE) >= 2
+    with store_dump.connect(sentinel.url) as client:
+        assert store_dump.dump_store(client, io.BytesIO()).keys > 2
     loop.run_until_complete(reader.close())
     loop.close()
 
