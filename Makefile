@@ -22,9 +22,9 @@ endif
 endif
 # Two processes, because tests start multi-threaded processes and some tests measure time.
 PYTEST := $(BIN)/python -m pytest -n 2 --dist loadgroup
-CAMPAIGNS := acknowledged zombies lost_wakeups forged repeats orphans rolling mixed_versions floods faults kills raw_http contract isolation webhooks hostile_pictures fat_uploads fair_turns slow_clients full_disk torn_log poison soak
+CAMPAIGNS := acknowledged zombies lost_wakeups forged repeats orphans rolling mixed_versions floods faults kills raw_http contract isolation webhooks hostile_pictures fat_uploads fair_turns slow_clients full_disk torn_log poison soak failover
 
-.PHONY: help up demo test test-reliability check bench campaign browser clean
+.PHONY: help up demo test test-reliability check bench campaign docs browser node clean
 
 help:  ## Print this help
 	@sed -n 's/^\([a-z-]*\):.*## /make \1\t/p' Makefile | expand -t 24
@@ -35,7 +35,7 @@ up: $(VENV)/.local$(GPU)  ## Set up and serve on http://127.0.0.1:8000 until Ctr
 demo: $(VENV)/.local$(GPU)  ## Set up and run the sample pictures through a service, into out/
 	@$(BIN)/impasto demo
 
-test: $(VENV)/.dev$(GPU) browser  ## Set up and run the tests
+test: $(VENV)/.dev$(GPU) browser node  ## Set up and run the tests
 	$(PYTEST) -m "not reliability"
 
 test-reliability: $(VENV)/.dev$(GPU)  ## Run the short campaigns with their controls, and long faults
@@ -53,11 +53,26 @@ bench: $(VENV)/.dev$(GPU)  ## Measure speed and final loss: bench/README.md
 campaign: $(VENV)/.dev$(GPU)  ## Run all campaigns against the real service for hours: docs/operations.md
 	@for name in $(CAMPAIGNS); do echo "== $$name"; $(BIN)/python tests/campaigns/$$name.py --seed 1 || exit 1; done
 
-browser:  ## Install Chromium, nginx and Prometheus for the tests (needs apt and root)
-	@{ command -v chromium && command -v prometheus && PATH=$$PATH:/usr/sbin command -v nginx; } >/dev/null || \
+docs: $(VENV)/.dev$(GPU)  ## Build the documentation's site into out/site
+	@$(BIN)/python docs/site/build.py out/site && echo out/site/index.html
+
+browser:  ## Install Chromium, Firefox, nginx and Prometheus for the tests (needs apt and root)
+	@{ command -v chromium && { command -v firefox-esr || command -v firefox; } && \
+	  command -v prometheus && PATH=$$PATH:/usr/sbin command -v nginx; } >/dev/null || \
 	  { [ "$$(id -u)" = 0 ] && apt-get update -qq && \
-	  apt-get install -y -qq --no-install-recommends chromium nginx prometheus >/dev/null; } || \
-	  echo "Chromium, nginx or Prometheus is missing and cannot be installed: the tests that need it are skipped."
+	  apt-get install -y -qq --no-install-recommends chromium firefox-esr nginx prometheus >/dev/null; } || \
+	  echo "Chromium, Firefox, nginx or Prometheus is missing and cannot be installed: the tests that need it are skipped."
+
+node: $(BIN)/pip  ## Install the generator of the TypeScript client (needs npm, or apt and root)
+	@cmp -s integrations/typescript/package-lock.json $(VENV)/node/done || { \
+	  { command -v npm >/dev/null || { [ "$$(id -u)" = 0 ] && apt-get update -qq && \
+	  apt-get install -y -qq --no-install-recommends nodejs npm >/dev/null; }; } && \
+	  mkdir -p $(VENV)/node && \
+	  cp integrations/typescript/package.json integrations/typescript/package-lock.json \
+	    integrations/typescript/.npmrc $(VENV)/node && \
+	  npm ci --silent --prefix $(VENV)/node && \
+	  cp integrations/typescript/package-lock.json $(VENV)/node/done; } || \
+	  echo "npm or its packages are missing and cannot be installed: the test that needs them is skipped."
 
 clean:  ## Remove the environment and all build outputs, but not your jobs
 	rm -rf $(VENV) out .pytest_cache .mypy_cache .ruff_cache .import_linter_cache

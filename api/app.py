@@ -45,15 +45,13 @@ from api.routes import (
 )
 from api.routes.web import add_page
 from api.settings import ApiSettings
-from core import tracing
+from core import errors, tracing
 from core.auth.api_keys import ApiKeyStore
 from core.celery_app import make_celery, notify_workers
 from core.config import Settings, read_settings
 from core.images import decoder
 from core.jobs.store import JobStore
-from core.jobs.store_report import IDENTITY_FILE
-from core.storage.blobs import Blobs
-from core.storage.checkpoints import Checkpoints
+from core.storage.location import open_storage
 
 log = logging.getLogger(__name__)
 
@@ -95,19 +93,22 @@ def create_app(shared: Settings | None = None, own: ApiSettings | None = None) -
     """Create the application with store, blobs, notifications and reaper. Raises BadSettings."""
     shared, own = shared or read_settings(Settings), own or read_settings(ApiSettings)
     tracing.configure(shared.traces_url, "impasto-api")
+    blobs, checkpoints, identity = open_storage(shared)
     store = JobStore(
         shared.redis_url,
         cooldown_seconds=COOLDOWN_SECONDS,
-        identity_file=shared.blobs_dir / IDENTITY_FILE,
+        identity_file=identity,
         accepts_unsafe=shared.store_unsafe == "accept",
         on_call=metrics.record_store_call,
+        replicas=shared.store_replicas,
     )
-    blobs = Blobs(shared.blobs_dir)
+    if own.result_links and not blobs.is_shared:
+        raise errors.BadSettings("IMPASTO_API_RESULT_LINKS: set IMPASTO_BLOBS_URL, too.")
     celery = make_celery(shared.redis_url, timeout_seconds=NOTIFY_TIMEOUT_SECONDS)
     reaper = Reaper(
         store,
         blobs,
-        Checkpoints(shared.checkpoints_dir),
+        checkpoints,
         celery,
         job_retention_seconds=own.job_retention_days * 86_400,
         storage_quota_bytes=own.storage_quota_gb * 1e9,
@@ -139,11 +140,13 @@ def create_app(shared: Settings | None = None, own: ApiSettings | None = None) -
         lifespan=lifespan,
         # Otherwise FastAPI looks for a telemetry backend with every request.
         telemetry={"tracing": False, "metrics": False, "logs": False},
+        # Generated clients name their functions by it.
+        generate_unique_id_function=lambda route: route.name,
         docs_url=None,
         redoc_url=None,
     )
     app.state.store, app.state.job_feed, app.state.blobs = store, feed, blobs
-    app.state.settings, app.state.data_dir = own, shared.data_dir
+    app.state.settings, app.state.data_dir = own, None if blobs.is_shared else shared.data_dir
     app.state.keys = keys
     app.state.webhooks = shared.webhooks
     app.state.job_limits = shared.job_limits

@@ -97,6 +97,8 @@ class FastPath:
             if part == "/result" and not etag.read_if_none_match(scope):
                 snapshot = await feed.get(job_id, owner)
                 scope["route"] = jobs.RESULT_ROUTE
+                if state.settings.result_links:
+                    return None
                 return jobs.open_stored_result(snapshot.job, state.blobs)
             if part != "/events":
                 return None

@@ -64,7 +64,9 @@ class RateLimiter:
         """
         self._redis, self._circuit_breaker = connect(redis_url), CircuitBreaker(cooldown_seconds)
         storage = RedisStorage(
-            redis_url, connection_pool=self._redis.connection_pool, key_prefix=f"{PREFIX}rates"
+            "redis://",  # any: the connections are those of `connect`
+            connection_pool=self._redis.connection_pool,
+            key_prefix=f"{PREFIX}rates",
         )
         self._limiter = FixedWindowRateLimiter(storage)
         self._limits = {

@@ -112,6 +112,13 @@ class ApiSettings(BaseSettings):
         ),
     )
 
+    result_links: bool = Field(
+        False,
+        description=(
+            "Whether programs get a link to the bucket instead of the bytes of a result; needs "
+            "IMPASTO_BLOBS_URL."
+        ),
+    )
     max_uploads_per_caller: int = Field(
         10_000, ge=1, description="Stored uploads of one caller; more get 429."
     )

@@ -13,6 +13,7 @@ import click
 
 from cli import service
 from cli.audit import audit
+from cli.backup import backup, restore
 from cli.dataset import dataset
 from cli.demo import demo
 from cli.doctor import doctor
@@ -72,6 +73,6 @@ def impasto() -> None:
 for command in (
     service.up, service.api, service.worker, service.webhooks, service.webhook_secret,
     submit, watch, cancel, retry, result, demo, stylize, info, status, keys, workers, audit,
-    weights, dataset, train, doctor,
+    backup, restore, weights, dataset, train, doctor,
 ):  # fmt: skip
     impasto.add_command(command)

@@ -13,9 +13,8 @@ from cli.local_service import LocalService, build_service_url
 from cli.options import check_output, host_option, port_option
 from cli.service import open_local_service
 from core import errors
-from core.jobs.models import Job
 from core.style.spec import parse_spec
-from impasto import Client
+from impasto import Client, Job
 
 SAMPLES = Path(__file__).parents[1] / "samples"
 POLL_SECONDS = 0.5  # between two polls of the job, if this process also runs the service

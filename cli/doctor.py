@@ -20,8 +20,8 @@ from cli.store_location import find_store_url, is_store_named
 from core import errors
 from core.config import Settings, read_settings
 from core.jobs.store_monitor import REQUIRED, StoreMonitor
-from core.jobs.store_report import IDENTITY_FILE
 from core.redis_client import CircuitBreaker, connect
+from core.storage.location import IdentityFile, open_storage
 
 MIN_FREE_BYTES = 1_000_000_000  # for some results and checkpoints
 _SMI_TIMEOUT_SECONDS = 20.0  # nvidia-smi hangs if the driver does
@@ -44,13 +44,14 @@ Check = Callable[[Settings], Iterator[Finding]]
 
 @click.command()
 def doctor() -> None:
-    """Check driver, cards, torch, store, disk and weights; exit with 1 if something is wrong."""
+    """Check driver, cards, torch, store, disk, bucket, weights; exit with 1 if one is wrong."""
     config = read_settings(Settings)
     checks: dict[str, Check] = {
         "driver": check_driver,
         "torch": check_torch,
         "store": check_store,
         "disk": check_disk,
+        "bucket": check_bucket,
         "weights": check_weights,
     }
     wrong = 0
@@ -239,9 +240,14 @@ def check_store(config: Settings) -> Iterator[Finding]:
         return
     is_expected = is_store_named(config)
     # The monitor would write a missing file.
-    file = config.blobs_dir / IDENTITY_FILE
+    identity = open_storage(config).identity
     client = connect(url)
-    monitor = StoreMonitor(client, CircuitBreaker(), file if _exists(file) else None)
+    monitor = StoreMonitor(
+        client,
+        CircuitBreaker(),
+        identity if _can_read(identity) else None,
+        replicas=config.store_replicas,
+    )
     try:
         report = monitor.check()
     except errors.StoreUnavailable as error:
@@ -265,12 +271,36 @@ def check_store(config: Settings) -> Iterator[Finding]:
     for problem in report.problems:
         advice = "change this, in its configuration file too: docs/operations.md, The store"
         yield Finding("store", state, f"accepted jobs can be lost: {problem}", advice)
+    for risk in report.risks:
+        yield Finding("store", "note", risk)
     if report.unchecked:
         text = f"it does not show {', '.join(report.unchecked)}"
         needed = ", ".join(f"{name} {REQUIRED[name]}" for name in report.unchecked)
         yield Finding("store", "note", text, f"ask its operator for {needed}")
     elif not report.problems:
         yield Finding("store", "ok", "it answers, and its settings keep every accepted job")
+
+
+def _can_read(identity: IdentityFile) -> bool:
+    try:
+        identity.read()
+    except (OSError, UnicodeDecodeError):
+        return False
+    return True
+
+
+def check_bucket(config: Settings) -> Iterator[Finding]:
+    """Whether the bucket of the pictures can be written and read."""
+    if not config.blobs_url:
+        return
+    blobs = open_storage(config).blobs
+    if blobs.is_writable():
+        yield Finding("bucket", "ok", f"{blobs} can be written and read")
+    else:
+        advice = (
+            "the line above says why; correct IMPASTO_BLOBS_URL, the AWS_ variables or its policy"
+        )
+        yield Finding("bucket", "wrong", f"{blobs} cannot be written and read", advice)
 
 
 def check_disk(config: Settings) -> Iterator[Finding]:

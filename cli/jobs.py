@@ -28,12 +28,13 @@ from cli.options import (
 )
 from cli.output import ProgressBar, printable
 from core import errors
+from core.config import Settings, read_settings
 from core.images import validation
-from core.jobs.models import Job, Status, SubmissionOptions
+from core.jobs.models import SubmissionOptions
 from core.storage.blobs import digest_of
 from core.style.limits import describe_seconds
 from core.style.spec import MAX_SIZE_PX
-from impasto import Client, Estimate
+from impasto import Client, Estimate, Job, Status
 
 wait_option = click.option("--wait", is_flag=True, help="Follow the job until it ends.")
 job_argument = click.argument("job")
@@ -87,7 +88,7 @@ def submit(
             "Name a photo and one or more paintings, or an earlier result with --from."
         )
     options = {name: given.pop(name) for name in SubmissionOptions.model_fields}
-    with Client(url, ca_file=ca_file) as client:
+    with _open_client(url, ca_file) as client:
         if only_plan:
             if content is None or not style:
                 raise errors.BadInput("--plan needs a photo and one or more paintings.")
@@ -284,6 +285,13 @@ def result(
     click.echo(output)
 
 
+def _open_client(url: str | None, ca_file: Path | None) -> Client:
+    """A client of the service at `url` or, if None, IMPASTO_URL. Raises BadSettings."""
+    config = read_settings(Settings)
+    url = config.url if url is None else url
+    return Client(url, config.key.get_secret_value(), ca_file=ca_file)
+
+
 @contextmanager
 def _open_job(job: str, url: str | None, ca_file: Path | None) -> Iterator[tuple[Client, str]]:
     """A client of the job's service, and the job's id. job: the id or the URL.
@@ -292,10 +300,10 @@ def _open_job(job: str, url: str | None, ca_file: Path | None) -> Iterator[tuple
     """
     job_url = _JOB_URL.fullmatch(job)
     if job_url is None:
-        with Client(url, ca_file=ca_file) as client:
+        with _open_client(url, ca_file) as client:
             yield client, job
         return
-    with Client(url, ca_file=ca_file) as configured:
+    with _open_client(url, ca_file) as configured:
         is_trusted = configured.url == job_url["service"]
     if url is not None and not is_trusted:
         raise errors.BadInput("The job's URL and --url name different services; drop --url.")

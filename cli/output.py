@@ -8,7 +8,7 @@ from typing import NoReturn
 import click
 from tqdm import tqdm
 
-from core.jobs.models import Job, Status
+from impasto import Job, Status
 
 _REDRAW_SECONDS = 0.1  # a run can report thousands of steps a second; each redraw costs time
 

@@ -5,6 +5,8 @@ Without an admin key it shows what every client may see.
 
 import json
 import sys
+from dataclasses import asdict
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
@@ -43,8 +45,10 @@ def read_status(client: Client) -> dict[str, Any]:
     seen: dict[str, Any] = {"url": client.url, "reachable": False, "ready": False, "reason": None}
     seen |= {"checks": {}, "warnings": [], "system": None, "operator": None, "hours": None}
     try:
-        seen |= {"reachable": True, **client.readiness().model_dump()}
-        seen["system"] = client.system().model_dump(mode="json", exclude={"limits"})
+        seen |= {"reachable": True, **asdict(client.readiness())}
+        system = asdict(client.system())
+        del system["limits"]
+        seen["system"] = json.loads(json.dumps(system, default=datetime.isoformat))
         seen["operator"] = client.operator("status")
         seen["hours"] = client.operator("hours", count=2)["total"]
     except _NO_ACCESS:

@@ -11,11 +11,16 @@ import json
 import logging
 import uuid
 from typing import Any
+from urllib.parse import quote
 
 from celery import Celery
 from kombu.exceptions import OperationalError
 from kombu.transport import redis, virtual
 from redis.exceptions import RedisError
+from redis.sentinel import Sentinel
+
+from core.redis_client import SENTINEL_OPTIONS, PrimaryConnection, PrimaryTlsConnection
+from core.redis_url import URL_PARAMETERS, parse_sentinel_url
 
 QUEUE = "impasto"
 STYLIZE = "impasto.stylize"
@@ -75,17 +80,48 @@ class Transport(redis.Transport):
     Channel = Channel
 
 
+class SentinelChannel(Channel, redis.SentinelChannel):
+    """The same on the primary that the Sentinels name.
+
+    kombu itself takes the Sentinels from a list of URLs, and continues with its own channel after
+    it has lost the connection to the first.
+    """
+
+    connection_class = PrimaryConnection
+    connection_class_ssl = PrimaryTlsConnection
+    from_transport_options = (*redis.SentinelChannel.from_transport_options, "sentinels")
+    sentinels: list[tuple[str, int]]
+    sentinel_kwargs: dict[str, Any]
+    master_name: str
+    _connparams: Any
+
+    def _sentinel_managed_pool(self, asynchronous: bool = False) -> Any:
+        options = self._connparams(asynchronous)
+        del options["host"], options["port"]
+        manager = Sentinel(self.sentinels, sentinel_kwargs=self.sentinel_kwargs)
+        if asynchronous:
+            self._async_sentinel_manager = manager  # where kombu closes it
+        else:
+            self._sentinel_manager = manager
+        return manager.master_for(self.master_name, **options).connection_pool
+
+
+class SentinelTransport(redis.SentinelTransport):
+    """Redis with Sentinel, with this module's channel."""
+
+    Channel = SentinelChannel
+
+
 def make_celery(redis_url: str, *, timeout_seconds: float = 30) -> Celery:
     """Return the Celery application on this Redis. Reads no settings.
 
     timeout_seconds: until a silent broker counts as unavailable. A worker listens, so it needs a
     long timeout.
     """
-    app = Celery("impasto", broker=redis_url, include=["worker.tasks"])
+    broker, transport_options = _describe_broker(redis_url)
+    app = Celery("impasto", include=["worker.tasks"])
     app.conf.update(
-        # kombu itself does not verify a server whose URL has no TLS parameter.
-        broker_use_ssl={"ssl_cert_reqs": "required"} if redis_url.startswith("rediss:") else None,
-        broker_transport=f"{__name__}:Transport",
+        **broker,
         worker_enable_remote_control=False,  # a client with access to the broker could end a worker
         task_default_queue=QUEUE,
         task_serializer="json",
@@ -116,9 +152,36 @@ def make_celery(redis_url: str, *, timeout_seconds: float = 30) -> Celery:
             "socket_timeout": timeout_seconds,
             "socket_connect_timeout": 2,
             "socket_keepalive": True,
+            **transport_options,
         },
     )
     return app
+
+
+def _describe_broker(redis_url: str) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Return Celery's settings for this Redis, and kombu's additional transport options."""
+    # kombu itself does not verify a server whose URL has no TLS parameter.
+    tls: dict[str, Any] = {"ssl_cert_reqs": "required"}
+    address = parse_sentinel_url(redis_url)
+    if address is None:
+        return {
+            "broker_url": redis_url,
+            "broker_transport": f"{__name__}:Transport",
+            "broker_use_ssl": tls if redis_url.startswith("rediss:") else None,
+        }, {}
+    options = address.options
+    tls |= {name: options[name] for name in URL_PARAMETERS if name in options}
+    account = ":".join(quote(options.get(name, ""), safe="") for name in ("username", "password"))
+    broker = {
+        "broker_url": f"redis://{account}@sentinel/{options['db']}",  # no host of this name is used
+        "broker_transport": f"{__name__}:SentinelTransport",
+        "broker_use_ssl": tls if "ssl" in options else None,
+    }
+    return broker, {
+        "sentinels": address.sentinels,
+        "master_name": address.name,
+        "sentinel_kwargs": SENTINEL_OPTIONS | address.sentinel_options,
+    }
 
 
 def notify_workers(app: Celery) -> bool:

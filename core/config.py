@@ -11,6 +11,7 @@ from pydantic import AfterValidator, Field, SecretStr, ValidationError
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from core import errors, log
+from core.blobs_url import check_blobs_url
 from core.redis_url import check_redis_url
 from core.style.limits import JobLimits
 from core.style.spec import MAX_ITERATIONS, MAX_SIZE_PX, MIN_SIZE_PX
@@ -40,10 +41,27 @@ class Settings(BaseSettings):
         "refuse",
         description="Whether to accept jobs although a setting of the store may lose them.",
     )
+    store_replicas: int = Field(
+        0,
+        ge=0,
+        le=10,
+        description="How many replicas of the store must have a job before it is accepted.",
+    )
     data_dir: Path = Field(
         default_factory=lambda: _user_dir("XDG_DATA_HOME", ".local/share"),
         description="Folder for pictures, checkpoints and the embedded server's data; "
         "the API and the workers must share it.",
+    )
+    blobs_url: Annotated[str, AfterValidator(check_blobs_url)] = Field(
+        "",
+        description="s3://bucket/prefix?endpoint=...&region=...: the bucket of the pictures; "
+        "empty: a folder in data_dir.",
+    )
+    blobs_cache_gb: float = Field(
+        2.0,
+        gt=0,
+        allow_inf_nan=False,
+        description="Gigabytes of a bucket's pictures that this machine keeps as copies.",
     )
     cache_dir: Path = Field(
         default_factory=lambda: _user_dir("XDG_CACHE_HOME", ".cache"),
@@ -127,16 +145,6 @@ class Settings(BaseSettings):
     def webhook_signer(self) -> Signer:
         """Signs webhooks with the secrets of these settings."""
         return Signer(self.webhook_secret, self.webhook_previous_secret)
-
-    @property
-    def blobs_dir(self) -> Path:
-        """The folder of the blobs."""
-        return self.data_dir / "blobs"
-
-    @property
-    def checkpoints_dir(self) -> Path:
-        """The folder of the checkpoints, from which another worker resumes a job."""
-        return self.data_dir / "checkpoints"
 
     @property
     def throughput_file(self) -> Path:

@@ -9,6 +9,7 @@
     │   ├── InvalidProvenance  the record of how a picture was made
     │   ├── BadWebhook         the URL of a webhook
     │   ├── BadDataset         pictures for training
+    │   ├── BadBackup          a copy of the store
     │   ├── UploadTooLarge
     │   └── BadRequest
     ├── NotFound
@@ -133,6 +134,12 @@ class BadDataset(BadInput):
     """The data set is damaged or incomplete; build it again."""
 
     code = "bad_dataset"
+
+
+class BadBackup(BadInput):
+    """The backup is damaged, incomplete or of another version; use another one."""
+
+    code = "bad_backup"
 
 
 class UploadTooLarge(BadInput):

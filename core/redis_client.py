@@ -1,5 +1,6 @@
 """The Redis (or Valkey) client: timeouts, and the errors that mean an outage. Knows no jobs."""
 
+import copy
 import re
 import socket
 import ssl
@@ -8,7 +9,11 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import redis
+import redis.asyncio
 from redis._parsers.socket import SERVER_CLOSED_CONNECTION_ERROR
+from redis.asyncio.retry import Retry as AsyncRetry
+from redis.asyncio.sentinel import Sentinel as AsyncSentinel
+from redis.asyncio.sentinel import SentinelConnectionPool as AsyncSentinelPool
 from redis.backoff import ConstantBackoff
 from redis.exceptions import (
     AskError,
@@ -28,8 +33,10 @@ from redis.exceptions import (
 from redis.exceptions import ConnectionError as RedisConnectionError
 from redis.exceptions import TimeoutError as RedisTimeoutError
 from redis.retry import Retry
+from redis.sentinel import MasterNotFoundError, Sentinel, SentinelManagedConnection
 
 from core import errors
+from core.redis_url import SentinelAddress, parse_sentinel_url
 
 PREFIX = "impasto:"
 
@@ -68,6 +75,8 @@ _REASONS: dict[type[BaseException], str] = {
     AuthenticationError: "It refuses the password in IMPASTO_REDIS_URL.",
     AuthenticationWrongNumberOfArgsError: "It refuses the password in IMPASTO_REDIS_URL.",
     ReadOnlyError: _REPLICA,
+    MasterNotFoundError: "No Sentinel names a primary; a failover takes some seconds. If it lasts, "
+    "check the Sentinels and the name in IMPASTO_REDIS_URL.",
     MasterDownError: "It is a replica that has lost its primary; IMPASTO_REDIS_URL must name the "
     "primary.",
     OutOfMemoryError: "Its memory is full; raise maxmemory.",
@@ -97,14 +106,20 @@ CONNECT_TIMEOUT_SECONDS = 1.0
 # A timeout is not retried: redis-py repeats the handshake as well, and each try of each takes the
 # whole timeout again.
 RETRIED_ERRORS = (RedisConnectionError,)
+# A Sentinel on a host that is gone must not take the time of those that answer.
+SENTINEL_OPTIONS = {"socket_timeout": 0.5, "socket_connect_timeout": 0.5, "retry": None}
 
 
-def connect(redis_url: str, on_connect: Callable[[], None] | None = None) -> redis.Redis:
+def connect(
+    redis_url: str, on_connect: Callable[[], None] | None = None, **changes: Any
+) -> redis.Redis:
     """Return a client whose calls time out. Opens no connection yet.
 
-    on_connect: called after each new connection, so also after each reconnection.
+    With Sentinel, each new connection leads to the primary that the Sentinels name then.
+    on_connect: called after each new connection, so also after each reconnection. changes: other
+    options of the connections.
     """
-    options: dict[str, Any] = {}
+    options = _make_options(Retry)
     if on_connect is not None:
 
         def greet(connection: Any) -> None:
@@ -113,16 +128,91 @@ def connect(redis_url: str, on_connect: Callable[[], None] | None = None) -> red
             on_connect()
 
         options["redis_connect_func"] = greet
-    return redis.Redis.from_url(
-        redis_url,
-        decode_responses=True,
-        encoding_errors="replace",  # a byte that the disk has damaged spoils its own record only
-        socket_timeout=TIMEOUT_SECONDS,
-        socket_connect_timeout=CONNECT_TIMEOUT_SECONDS,
-        health_check_interval=5,
-        retry=Retry(ConstantBackoff(0.05), 1, supported_errors=RETRIED_ERRORS),
-        **options,
+    options |= {"health_check_interval": 5} | changes
+    address = parse_sentinel_url(redis_url)
+    if address is None:
+        return redis.Redis.from_url(redis_url, **options)
+    is_tls = "ssl" in address.options
+    options["connection_class"] = PrimaryTlsConnection if is_tls else PrimaryConnection
+    client: redis.Redis = _follow_primary(_Sentinels, address, options)
+    return client
+
+
+def connect_async(redis_url: str) -> Any:
+    """Return a client for an event loop, with the same timeouts. Opens no connection yet."""
+    options = _make_options(AsyncRetry)
+    address = parse_sentinel_url(redis_url)
+    if address is None:
+        return redis.asyncio.Redis.from_url(redis_url, **options)
+    return _follow_primary(_AsyncSentinels, address, options)
+
+
+async def close_async(client: Any) -> None:
+    """Close the connections of such a client, also those to the Sentinels."""
+    await client.aclose()
+    if isinstance(pool := client.connection_pool, AsyncSentinelPool):
+        await pool.sentinel_manager.aclose()
+
+
+def _follow_primary(sentinel_class: Any, address: SentinelAddress, options: dict[str, Any]) -> Any:
+    sentinels = sentinel_class(
+        address.sentinels, sentinel_kwargs=SENTINEL_OPTIONS | address.sentinel_options
     )
+    return sentinels.master_for(address.name, **address.options, **options)
+
+
+def _make_options(retry: type[Retry] | type[AsyncRetry]) -> dict[str, Any]:
+    return {
+        "decode_responses": True,
+        "encoding_errors": "replace",  # a byte that the disk has damaged spoils its own record only
+        "socket_timeout": TIMEOUT_SECONDS,
+        "socket_connect_timeout": CONNECT_TIMEOUT_SECONDS,
+        "retry": retry(ConstantBackoff(0.05), 1, supported_errors=RETRIED_ERRORS),
+    }
+
+
+class PrimaryConnection(SentinelManagedConnection):
+    """A connection to the primary that is closed after a timeout.
+
+    The stock class keeps it (redis-py's issue 4292), so the next command on it would get the late
+    answer to the one before: perhaps another caller's.
+    """
+
+    def read_response(self, *args: Any, **options: Any) -> Any:
+        """Read the answer to the oldest command that has none."""
+        return super().read_response(*args, **{"disconnect_on_error": True, **options})
+
+
+class PrimaryTlsConnection(PrimaryConnection, redis.SSLConnection):
+    """The same with TLS."""
+
+
+class _Sentinels(Sentinel):
+    """Sentinels that several callers may ask at once.
+
+    The stock class swaps entries of its list in place. Two callers that do so at once lose one
+    Sentinel and have another one twice.
+    """
+
+    def discover_master(self, service_name: str) -> tuple[str, int]:
+        """Return the address of the primary. Raises MasterNotFoundError."""
+        call = copy.copy(self)
+        call.sentinels = list(self.sentinels)
+        address: tuple[str, int] = Sentinel.discover_master(call, service_name)
+        self.sentinels = call.sentinels  # the one that has answered is the first now
+        return address
+
+
+class _AsyncSentinels(AsyncSentinel):
+    """The same for an event loop."""
+
+    async def discover_master(self, service_name: str) -> tuple[str, int]:
+        """Return the address of the primary. Raises MasterNotFoundError."""
+        call = copy.copy(self)
+        call.sentinels = list(self.sentinels)
+        address: tuple[str, int] = await AsyncSentinel.discover_master(call, service_name)
+        self.sentinels = call.sentinels
+        return address
 
 
 class CircuitBreaker:

@@ -9,38 +9,46 @@
 
 Every request is safe to repeat, a submission because it carries an Idempotency-Key. So the client
 retries a request if the connection was lost or the service is temporarily unavailable. A refusal
-raises the error of core/errors.py with the same `code`; its `message` is the service's sentence.
+raises the error of impasto.errors with the same `code`; its `message` is the service's sentence.
 """
 
+import base64
+import hashlib
 import json
 import math
 import os
 import secrets
 import time
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
-from typing import Any, TypeGuard, TypeVar
+from typing import Any, TypeGuard, TypeVar, cast
 from urllib.parse import quote
 
 import httpx2
-from pydantic import BaseModel, ValidationError
 
-from core import errors
-from core.config import Settings, read_settings
-from core.images.validation import Format
-from core.jobs.models import Batch, Frame, Job, Priority, Status
-from core.jobs.service_info import (
+from impasto import errors
+from impasto.connection import describe_failure, describe_proxy, open_http
+from impasto.models import (
+    Batch,
     Estimate,
+    Form,
+    Format,
+    Frame,
+    Job,
     ModelInfo,
+    Preset,
+    Priority,
     Readiness,
+    Status,
     SystemInfo,
     WorkerList,
     WorkerState,
+    parse,
 )
-from core.style.presets import Preset
-from impasto.connection import describe_failure, describe_proxy, open_http
 
+DEFAULT_URL = "http://127.0.0.1:8000"
 RETRY_SECONDS = 60.0  # a restart of the service takes less
 PAGE_JOBS = 100  # per request for a list
 WAIT_SECONDS = 20  # of one long poll (`Prefer: wait`)
@@ -54,7 +62,7 @@ Picture = str | os.PathLike[str] | bytes
 Size = tuple[int, int]
 """Width and height in px, enough for an estimate."""
 
-Model = TypeVar("Model", bound=BaseModel)
+Model = TypeVar("Model")
 Followed = TypeVar("Followed", Job, Batch)
 
 
@@ -79,10 +87,10 @@ class Client:
         HTTPS_PROXY and NO_PROXY of the environment count, too. retry_seconds: how long a request is
         retried, 0 for no retry. Raises BadSettings.
         """
-        if url is None or key is None:
-            environment = read_settings(Settings)
-            url = environment.url if url is None else url
-            key = environment.key.get_secret_value() if key is None else key
+        if url is None:
+            url = os.environ.get("IMPASTO_URL") or DEFAULT_URL
+        if key is None:
+            key = os.environ.get("IMPASTO_KEY", "")
         self.url = url.rstrip("/")
         self._retry_seconds = retry_seconds
         self._has_answered = False  # whether the service has ever answered this client
@@ -284,8 +292,11 @@ class Client:
 
     def presets(self) -> list[Preset]:
         """Return the named sets of parameters, for `submit(preset=...)`."""
-        presets = _parse(_Presets, self._request("GET", "/v1/presets")).presets
-        return [Preset(one.name, one.description, one.spec) for one in presets]
+        return _parse(_Presets, self._request("GET", "/v1/presets")).presets
+
+    def form(self) -> Form:
+        """Return the JSON schema of each parameter and option, with the limits of the service."""
+        return _parse(Form, self._request("GET", "/v1/form"))
 
     # ------------------------------------------------------------------ read and follow
 
@@ -358,7 +369,13 @@ class Client:
         Raises JobNotEnded, NoResult, ResultGone.
         """
         params = {"format": format, **_drop_none({"width": width})}
-        return _read_picture(self._request("GET", f"{_job_path(job_id)}/result", params=params))
+        path = f"{_job_path(job_id)}/result"
+        # The service may answer with a link to its bucket, which gets no key of ours.
+        response = self._request("GET", path, params=params, follow_redirects=True)
+        picture = _read_picture(response)
+        if response.history and not _has_digest(picture, response.history[0]):
+            raise errors.ImageDamaged("The result was damaged on its way; download it again.")
+        return picture
 
     def preview(self, job_id: str) -> bytes:
         """Download a small JPEG of the current state. Raises NoResult while there is none."""
@@ -604,38 +621,37 @@ def _timeout(left_seconds: float) -> httpx2.Timeout:
     return httpx2.Timeout(max(1, min(10, left_seconds)), read=max(1, min(60, left_seconds + 1)))
 
 
-class _Upload(BaseModel):
+@dataclass(frozen=True)
+class _Upload:
     id: str
 
 
-class _Models(BaseModel):
+@dataclass(frozen=True)
+class _Models:
     models: list[ModelInfo]
 
 
-class _Preset(BaseModel):
-    name: str
-    description: str
-    spec: dict[str, Any]
+@dataclass(frozen=True)
+class _Presets:
+    presets: list[Preset]
 
 
-class _Presets(BaseModel):
-    presets: list[_Preset]
-
-
-class _Page(BaseModel):
+@dataclass(frozen=True)
+class _Page:
     jobs: list[Job]
     next: str | None
 
 
-class _Frames(BaseModel):
+@dataclass(frozen=True)
+class _Frames:
     frames: list[Frame]
 
 
 def _parse(kind: type[Model], response: httpx2.Response) -> Model:
     """Raises ServiceUnreachable for an answer of another server, such as a login page."""
     try:
-        return kind.model_validate_json(response.content)
-    except ValidationError as error:
+        return cast(Model, parse(kind, response.json()))
+    except ValueError as error:
         raise _not_ours(response) from error
 
 
@@ -644,6 +660,13 @@ def _read_picture(response: httpx2.Response) -> bytes:
     if not response.headers.get("Content-Type", "").startswith("image/"):
         raise _not_ours(response)
     return response.content
+
+
+def _has_digest(data: bytes, response: httpx2.Response) -> bool:
+    """Whether the data are those of the response's Repr-Digest (RFC 9530); True without one."""
+    expected = response.headers.get("Repr-Digest")
+    encoded = base64.b64encode(hashlib.sha256(data).digest()).decode()
+    return expected in (None, f"sha-256=:{encoded}:")
 
 
 def _job_path(job_id: str) -> str:

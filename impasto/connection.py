@@ -13,7 +13,7 @@ from urllib.request import getproxies, proxy_bypass
 
 import httpx2
 
-from core import errors
+from impasto import errors
 
 
 def open_http(

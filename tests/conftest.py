@@ -5,6 +5,7 @@ import subprocess
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import pytest
 import redis
@@ -21,11 +22,23 @@ from core.neural.vgg import Network
 from core.neural.weights.cache import WeightsCache, random_parameters
 from core.storage.blobs import Blobs
 
+if TYPE_CHECKING:
+    from s3_server import S3Server
+else:
+    S3Server = Any
+
 # Modules whose tests share a costly fixture or measure time. With xdist, each group runs in one
 # process.
 GROUPS = {
+    "tests/e2e/test_client_wheel.py": "integrations",
+    "tests/e2e/test_comfyui.py": "integrations",
+    "tests/e2e/test_how_to.py": "integrations",
+    "tests/e2e/test_mcp.py": "integrations",
+    "tests/e2e/test_typescript.py": "integrations",
     "tests/e2e/test_page_accessibility.py": "page",
     "tests/e2e/test_page_files.py": "page",
+    "tests/e2e/test_page_firefox.py": "page",
+    "tests/e2e/test_page_hostile.py": "page",
     "tests/e2e/test_page_install.py": "install",
     "tests/e2e/test_page_operator.py": "page",
     "tests/e2e/test_page_job.py": "page",
@@ -152,6 +165,25 @@ def store(valkey: Valkey) -> Iterator[JobStore]:
 @pytest.fixture
 def blobs(tmp_path: Path) -> Blobs:
     return Blobs(tmp_path / "blobs")
+
+
+@pytest.fixture(scope="session")
+def _s3() -> Iterator[S3Server]:
+    from s3_server import S3Server  # takes a second
+
+    with S3Server() as server:
+        yield server
+
+
+@pytest.fixture
+def s3(_s3: S3Server, monkeypatch: pytest.MonkeyPatch) -> Iterator[S3Server]:
+    """The session's S3 server, without faults; the environment has its credentials."""
+    from s3_server import CREDENTIALS
+
+    for name, value in CREDENTIALS.items():
+        monkeypatch.setenv(name, value)
+    yield _s3
+    _s3.faults.clear()
 
 
 @pytest.fixture(scope="session")

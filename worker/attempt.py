@@ -9,6 +9,7 @@ import math
 import time
 from collections.abc import Callable
 from functools import partial
+from typing import TypeVar
 
 from PIL import Image
 from tenacity import stop_after_attempt
@@ -47,6 +48,7 @@ FINAL_CHECKPOINT_SECONDS = 5.0  # timeout of the last checkpoint at a shutdown
 
 log = logging.getLogger(__name__)
 
+T = TypeVar("T")
 LoadNetwork = Callable[[ModelName], tuple[Network, Planner]]
 
 
@@ -242,30 +244,40 @@ class Attempt:
         Raises ImageNotFound, also if this file alone is unreadable; ImageDamaged; Unavailable;
         LeaseLost.
         """
-
-        def get() -> bytes:
-            self._watchdog.begin_phase("host")
-            return self._blobs.get(digest)
-
-        def before_sleep(error: errors.Unavailable) -> None:
-            log.warning("%s: %s %s", self._job.id, error.message, error.__cause__)
-            self._lease.has_to_stop()
-
         try:
-            return make_retrying(stop_after_attempt(MAX_TRIES), before_sleep)(get)
+            return self._retry(lambda: self._blobs.get(digest))
         except errors.Unavailable:
-            if not self._blobs.is_writable():  # the whole folder is unavailable
+            if not self._blobs.is_writable():  # the whole folder or bucket is unavailable
                 raise
         # Only this file is unreadable. It would be so for each worker, for ever.
         raise errors.ImageNotFound(
             "A picture of this job cannot be read any more; upload it again."
         )
 
+    def _retry(self, read: Callable[[], T]) -> T:
+        """Retry for some seconds. Raises Unavailable, LeaseLost."""
+
+        def step() -> T:
+            self._watchdog.begin_phase("host")
+            return read()
+
+        def before_sleep(error: errors.Unavailable) -> None:
+            log.warning("%s: %s %s", self._job.id, error.message, error.__cause__)
+            self._lease.has_to_stop()
+
+        return make_retrying(stop_after_attempt(MAX_TRIES), before_sleep)(step)
+
     def _load_checkpoint(self) -> Checkpoint | None:
-        """Return the last attempt's checkpoint."""
+        """Return the last attempt's checkpoint. Raises Unavailable, LeaseLost."""
         if self._job.checkpoint is None:
             return None
-        loaded = checkpoint.load(self._checkpoints.path(self._job.checkpoint))
+        name = self._job.checkpoint
+
+        def read() -> Checkpoint | None:
+            with self._checkpoints.fetch(name) as file:
+                return checkpoint.load(file)
+
+        loaded = self._retry(read)
         if loaded is None:
             log.warning("%s: its checkpoint is unreadable; it starts again", self._job.id)
         return loaded

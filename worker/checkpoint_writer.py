@@ -17,6 +17,8 @@ from core.jobs.store import LeaseStatus
 from core.storage.checkpoints import Checkpoints
 
 REST_FACTOR = 50  # seconds between two checkpoints, for each second that writing one took
+# The same for each second of an upload to a bucket, which takes the network's time, not the run's.
+UPLOAD_REST_FACTOR = 4
 
 log = logging.getLogger(__name__)
 
@@ -50,6 +52,7 @@ class CheckpointWriter:
         self._pool = ThreadPoolExecutor(1, "checkpoint-writer")
         self._write: Future[None] | None = None
         self._closed = False
+        self._upload_seconds = 0.0  # of the newest checkpoint
         self._lock = threading.Lock()  # the run submits while the reporter may delete all
 
     def restart_interval(self) -> None:
@@ -92,15 +95,24 @@ class CheckpointWriter:
         """Write a complete and useful file, or none: a torn one would take the result's room."""
         try:
             if checkpoint.save(self._folder.path(name)):
+                self._upload(name)
                 return True
-        except (OSError, RuntimeError) as error:  # the run continues; the previous file stays
-            log.warning("no checkpoint: %s", error)
+        except (OSError, RuntimeError, errors.Unavailable) as error:
+            log.warning("no checkpoint: %s", error)  # the run continues; the previous file stays
         self._folder.delete(name)
         return False
+
+    def _upload(self, name: str) -> None:
+        start = time.monotonic()
+        try:
+            self._folder.publish(name)
+        finally:
+            self._upload_seconds = time.monotonic() - start
 
     def _write_and_publish(self, checkpoint: Saveable) -> None:
         name, start = self._name_file(self._count), time.monotonic()
         self._count += 1
+        self._upload_seconds = 0.0
         try:
             if self._save(checkpoint, name):
                 self._files.append(name)
@@ -117,5 +129,6 @@ class CheckpointWriter:
         except Exception:
             log.exception("no checkpoint")
         finally:
-            took = time.monotonic() - start
-            self._next = time.monotonic() + max(self._interval_seconds, REST_FACTOR * took)
+            upload = self._upload_seconds
+            rest = REST_FACTOR * (time.monotonic() - start - upload) + UPLOAD_REST_FACTOR * upload
+            self._next = time.monotonic() + max(self._interval_seconds, rest)

@@ -198,7 +198,7 @@ class JobFinisher:
         if spec_updates:
             provenance["spec_updates"] = [update.model_dump() for update in spec_updates]
         data = codec.encode(picture, "png", provenance)
-        digest = self._retry_until_room(lambda: self._images.write(data))
+        digest = self._retry_until_room(lambda: self._images.write(data, "image/png"))
         if digest is None:
             return None
         if self._state.event is not None:

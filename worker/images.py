@@ -27,15 +27,15 @@ class ImageWriter:
     def __init__(self, store: JobStore, blobs: Blobs) -> None:
         self._store, self._blobs = store, blobs
 
-    def write(self, data: bytes) -> str:
+    def write(self, data: bytes, content_type: str) -> str:
         """Store an encoded picture and return its digest. Raises Unavailable, StorageFull."""
         # The reservation comes first, or the garbage collector could delete the new blob.
         self._store.reserve(digest_of(data))
-        return self._blobs.put(data)
+        return self._blobs.put(data, content_type)
 
     def write_preview(self, preview: Image.Image) -> str:
         """Store a preview and return its digest. Raises Unavailable, StorageFull."""
-        return self.write(codec.encode(preview, "jpeg"))
+        return self.write(codec.encode(preview, "jpeg"), "image/jpeg")
 
 
 class FrameRecorder:
@@ -76,7 +76,7 @@ class FrameRecorder:
             iteration=progress.iteration,
             scale=progress.scale,
             seconds=round(progress.seconds, 2),
-            digest=self._images.write(codec.encode(picture, "jpeg", quality=80)),
+            digest=self._images.write(codec.encode(picture, "jpeg", quality=80), "image/jpeg"),
         )
         thinnings = self._store.add_frame(self._job_id, self._token, frame)
         self._iteration = progress.iteration

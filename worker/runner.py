@@ -20,8 +20,7 @@ from core.neural.transfer.planner import Planner, device_name, load_throughput
 from core.neural.transfer.style_cache import StyleCache
 from core.neural.vgg import Network
 from core.neural.weights.cache import WeightsCache
-from core.storage.blobs import Blobs
-from core.storage.checkpoints import Checkpoints
+from core.storage.location import open_storage
 from core.style.spec import ModelName
 from worker.attempt import Attempt
 from worker.estimator import EstimateService
@@ -46,8 +45,7 @@ class JobRunner:
     def __init__(self, settings: Settings, worker: WorkerSettings) -> None:
         self._worker, self._limits = worker, settings.job_limits
         self._store = JobStore(settings.redis_url)
-        self._blobs = Blobs(settings.blobs_dir)
-        self._checkpoints = Checkpoints(settings.checkpoints_dir)
+        self._blobs, self._checkpoints, _ = open_storage(settings)
         self._weights = WeightsCache(settings.weights_dir, settings.throughput_file)
         self._name = process_name(os.getpid())
         self._report: WorkerReport | None = None  # from the warm-up on

@@ -9,7 +9,7 @@ without bundles. The order is that of the imports; nothing else in the code chan
 
 It understands this part of the language, which the modules of the page keep to:
 
-- A line that begins with `//` is a comment, also in a template; it is left out.
+- A line that begins with `//` is a comment, also in a template; it is left out. So is indentation.
 - An import or export begins its line. An import is `import { a, b as c } from "./x.js";`,
   `import * as x from "./x.js";`, `import x from "./x.js";` or `import "./x.js";`.
 - Exported are `const`, `function` and `class`, the list `export { a, b as c };`, and
@@ -25,6 +25,7 @@ from dataclasses import dataclass
 from functools import cache
 
 _COMMENT_LINE = re.compile(r"^[ \t]*//.*\n?", re.MULTILINE)
+_INDENTATION = re.compile(r"^[ \t]+", re.MULTILINE)
 _NAME = r"[A-Za-z_$][\w$]*"
 _IMPORT = re.compile(
     r'^import\s+(?:(?P<bound>[^"\';]+?)\s+from\s+)?"(?P<path>\.{1,2}/[^"\n]+)";', re.MULTILINE
@@ -154,5 +155,6 @@ def _wrap(name: str, module: _Module, folder: str) -> str:
     if "$import" in module.code:
         helpers += "const $import = (path) => import(new URL(path, $url).href);\n"
     values = ", ".join(f"{exported}: {local}" for exported, local in module.exports.items())
-    code = f"{helpers}{module.code}\nreturn {{ {values} }};\n"
+    source = _INDENTATION.sub("", module.code)
+    code = f"{helpers}{source}\nreturn {{ {values} }};\n"
     return f'$modules["{name}"] ??= (() => {{\n{code}}})();\n'

@@ -1,4 +1,4 @@
-"""Runs the periodic duties of the service in a thread of each API process; one process leads.
+"""Runs the periodic duties of the service in two threads of each API process; one process leads.
 
 Knows no HTTP. Three periods belong together: the renewal of a worker's lease (0.8 s), the lease
 (5 s), and this tick (1 s); see docs/operations.md.
@@ -15,6 +15,7 @@ from celery import Celery
 
 from api.background import expiry, garbage, leases, notifications, orphans, quota
 from core import errors
+from core.jobs.deletion_lock import lock_deletions
 from core.jobs.store import JobStore
 from core.storage.blobs import Blobs
 from core.storage.checkpoints import Checkpoints
@@ -23,6 +24,7 @@ TICK_SECONDS = 1.0
 TERM_SECONDS = 5.0  # of the leadership
 GAP_SECONDS = 3.0  # between two ticks: more breaks the contact with the store
 SWEEP_SECONDS = 60.0
+SHARED_SCAN_FACTOR = 10
 ORPHAN_SCAN_SECONDS = 3600.0
 INDEX_SECONDS = 86_400.0  # and at the start; a worker of an earlier version may run for a while
 JOB_RETENTION_SECONDS = 30 * 86_400.0
@@ -68,6 +70,14 @@ class StoreContact:
         return now - self._since >= self._lease_seconds
 
 
+@dataclass
+class _Part:
+    """What one thread does."""
+
+    duties: list[Duty]
+    contact: StoreContact
+
+
 class Reaper:
     """Started and stopped with the API."""
 
@@ -83,7 +93,9 @@ class Reaper:
     ) -> None:
         """storage_quota_bytes: the quota of blobs and checkpoints; 0 means no quota."""
         self._store, self._blobs = store, blobs
-        self._duties = [
+        # A scan of a bucket costs one request for each thousand blobs.
+        quota_seconds = SWEEP_SECONDS * (SHARED_SCAN_FACTOR if blobs.is_shared else 1)
+        duties = [
             Duty("requeuing", lambda: leases.requeue_expired(store)),
             Duty(
                 "notifying",
@@ -91,6 +103,13 @@ class Reaper:
                 needs_contact=False,
             ),
             Duty("expiry", lambda: expiry.expire_jobs(store, job_retention_seconds)),
+            Duty(
+                "reading the identity",
+                store.monitor.refresh_identity,
+                needs_contact=False,
+                is_exclusive=True,
+                interval_seconds=SWEEP_SECONDS,
+            ),
             Duty(
                 "deleting unused blobs",
                 lambda: garbage.delete_unused_blobs(store, blobs),
@@ -109,7 +128,7 @@ class Reaper:
                 lambda: quota.enforce_quota(store, blobs, checkpoints, storage_quota_bytes),
                 is_exclusive=True,
                 needs_same_store=True,
-                interval_seconds=SWEEP_SECONDS,
+                interval_seconds=quota_seconds,
             ),
             Duty(
                 "registering orphans",
@@ -125,24 +144,36 @@ class Reaper:
                 interval_seconds=INDEX_SECONDS,
             ),
         ]
-        self._contact = StoreContact(store.lease_seconds)
+        # A slow disk or bucket must not delay the jobs of dead workers, so each part has a thread.
+        self._parts = {
+            name: _Part(
+                [duty for duty in duties if duty.is_exclusive == is_exclusive],
+                StoreContact(store.lease_seconds),
+            )
+            for name, is_exclusive in (("reaper", False), ("file-reaper", True))
+        }
         self._process_id = secrets.token_hex(8)
         self._over = threading.Event()
-        self._thread = threading.Thread(target=self._run, name="reaper", daemon=True)
+        self._threads = [
+            threading.Thread(target=self._run, args=(part,), name=name, daemon=True)
+            for name, part in self._parts.items()
+        ]
 
     def start(self) -> None:
-        """Start the thread."""
-        self._thread.start()
+        """Start the threads."""
+        for thread in self._threads:
+            thread.start()
 
     def stop(self) -> None:
         """Stop after the current tick."""
         self._over.set()
-        self._thread.join(timeout=5)
+        for thread in self._threads:
+            thread.join(timeout=5)
 
-    def _run(self) -> None:
+    def _run(self, part: "_Part") -> None:
         while not self._over.wait(TICK_SECONDS):
             try:
-                self.tick()
+                self._tick(part)
             except errors.ImpastoError as error:
                 log.warning("reaper: %s", error.message)
             except Exception:  # a thread that ended silently would lose jobs
@@ -150,12 +181,16 @@ class Reaper:
 
     def tick(self) -> None:
         """Run the duties that are due, if this process leads. Raises StoreUnavailable."""
+        for part in self._parts.values():
+            self._tick(part)
+
+    def _tick(self, part: "_Part") -> None:
         is_same_store = self._store.monitor.check().may_delete_blobs
         leads = self._store.acquire_leadership(self._process_id, TERM_SECONDS)
-        in_contact = self._contact.record_answer()
-        if not leads:
+        in_contact = part.contact.record_answer()
+        if not leads or self._store.monitor.is_restoring:
             return
-        for duty in self._duties:
+        for duty in part.duties:
             is_due = time.monotonic() >= duty.next_run
             is_safe = is_same_store or not duty.needs_same_store
             if is_due and is_safe and (in_contact or not duty.needs_contact):
@@ -168,6 +203,8 @@ class Reaper:
                 duty.next_run = time.monotonic() + duty.interval_seconds
         except errors.StoreUnavailable:
             raise
+        except errors.Unavailable as error:
+            log.warning("reaper: %s: %s", duty.name, error.message)
         except Exception:
             log.exception("reaper: %s failed", duty.name)
 
@@ -176,7 +213,7 @@ class Reaper:
         if not duty.is_exclusive:
             duty.run()
             return True
-        with self._blobs.try_deletion_lock() as is_locked:
+        with lock_deletions(self._store, self._blobs) as is_locked:
             if is_locked:
                 duty.run()
         return is_locked

@@ -4,6 +4,7 @@ A conversion takes time and memory. Therefore few run at once, and the newest re
 Knows no jobs.
 """
 
+import base64
 import os
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
@@ -12,7 +13,7 @@ from typing import BinaryIO
 from anyio import AsyncFile, to_thread, wrap_file
 from cachetools import LRUCache
 from fastapi import Request, Response
-from fastapi.responses import FileResponse
+from fastapi.responses import FileResponse, RedirectResponse
 from starlette.types import Receive, Scope, Send
 
 from api.fair_queue import FairQueue, Waiter
@@ -123,6 +124,14 @@ def is_cached_by_client(request: Request, tag: str) -> bool:
 def not_modified(tag: str) -> Response:
     """Return a 304 response."""
     return Response(status_code=304, headers=_headers(tag))
+
+
+def redirect(link: str, digest: str, tag: str) -> Response:
+    """Return a redirection to a stored picture. Repr-Digest lets the client verify what it gets."""
+    encoded = base64.b64encode(bytes.fromhex(digest.removeprefix("sha256:"))).decode()
+    headers = {"ETag": tag, "Cache-Control": "private, no-store"}
+    headers["Repr-Digest"] = f"sha-256=:{encoded}:"
+    return RedirectResponse(link, status_code=307, headers=headers)
 
 
 def image_response(

@@ -69,8 +69,10 @@ def describe(app: FastAPI) -> None:
     document = get_openapi(
         title=app.title, version=app.version, description=app.description, routes=app.routes
     )
+    _require_sent_fields(document)
     for path, operations in document["paths"].items():
         for method, operation in operations.items():
+            _describe_binary_responses(operation)
             _add_errors_and_headers(operation, can_fail=path != "/livez")
             _add_examples(operation, f"{method.upper()} {path}")
     document["components"]["responses"] = {
@@ -91,6 +93,39 @@ def describe(app: FastAPI) -> None:
         properties.update(limit_parameters(properties, app.state.job_limits))
     # FastAPI documents this override; mypy reports a plain assignment as an error.
     setattr(app, "openapi", lambda: document)  # noqa: B010
+
+
+def _describe_binary_responses(operation: Json) -> None:
+    """Add the schemas that FastAPI leaves out, without which a generated client has no type."""
+    for response in operation["responses"].values():
+        for kind, media in response.get("content", {}).items():
+            if kind.startswith("image/"):
+                media["schema"] = {"type": "string", "format": "binary"}
+            elif kind == "text/plain":  # a stream of events has no schema before OpenAPI 3.2
+                media["schema"] = {"type": "string"}
+
+
+def _require_sent_fields(document: Json) -> None:
+    """Mark each field of a response as required, also one with a default: it is always sent."""
+    bodies = [
+        operation.get("requestBody", {})
+        for operations in document["paths"].values()
+        for operation in operations.values()
+    ]
+    schemas = document["components"]["schemas"]
+    received = _find_schemas(bodies, schemas)
+    for name in schemas.keys() - received:
+        if properties := schemas[name].get("properties"):
+            schemas[name]["required"] = list(properties)
+
+
+def _find_schemas(node: Any, schemas: Json) -> set[str]:
+    """Return the names of the schemas that the node refers to, also indirectly."""
+    text, found = json.dumps(node), set[str]()
+    for name, schema in schemas.items():
+        if f'"#/components/schemas/{name}"' in text:
+            found |= {name} | _find_schemas(schema, {k: v for k, v in schemas.items() if k != name})
+    return found
 
 
 def _walk_parameters(node: Any) -> Iterator[Json]:

@@ -194,7 +194,8 @@ RESPONSES: dict[str, Any] = {
         ]
     },
     "Form": _DEFAULT_FORM,
-    "Health": {"status": "ok"},
+    "Liveness": {"status": "ok"},
+    "Health": {"status": "ok", "checks": {"store": "ok"}, "warnings": []},
     "FrameList": {
         "frames": [
             {"index": 0, "iteration": 1, "scale": 1, "seconds": 0.21, "url": f"{_SELF}/frames/0"}
@@ -227,7 +228,7 @@ RESPONSES: dict[str, Any] = {
         "average_job_seconds": 21.4,
         "workers": [{"busy": True, "info": _WORKER}],
         "limits": _DEFAULT_FORM["limits"],
-        "store": {"problems": [], "unchecked": [], "identity": "same"},
+        "store": {"problems": [], "risks": [], "unchecked": [], "identity": "same"},
         "intake_paused_at": None,
         "queue_work_seconds": 64.2,
         "out_of_service": [],

@@ -1,8 +1,9 @@
 """Probes: is this process alive, and can the service do its work?"""
 
 from collections.abc import Callable
+from typing import Annotated, Literal
 
-from fastapi import APIRouter, Response
+from fastapi import APIRouter, Query, Response
 from pydantic import BaseModel
 
 from api.dependencies import Blobs, Store
@@ -13,29 +14,43 @@ from core.jobs.store import JobStore
 router = APIRouter(tags=["health"])
 
 
-class Health(BaseModel):
-    """The result of a probe. `warnings` are for the operator: the service works all the same."""
+Check = Literal["functions", "store", "store_settings", "pictures", "worker"]
+_Excluded = Annotated[
+    frozenset[Check],
+    Query(description="Checks to leave out: `worker`, where workers may scale to zero."),
+]
+
+
+class Liveness(BaseModel):
+    """The process handles requests."""
 
     status: str
+
+
+class Health(Liveness):
+    """The result of a probe. `warnings` are for the operator: the service works all the same."""
+
     checks: dict[str, str] = {}  # by name: ok
     warnings: list[str] = []
 
 
-@router.get("/livez", summary="Liveness probe", response_model_exclude_defaults=True)
-async def check_liveness() -> Health:
+@router.get("/livez", summary="Liveness probe")
+async def check_liveness() -> Liveness:
     """Return 200 as long as the process handles requests."""
-    return Health(status="ok")
+    return Liveness(status="ok")
 
 
 @router.get("/readyz", summary="Readiness probe", response_model=Health)
-def check_readiness(store: Store, blobs: Blobs) -> Health | Response:
+def check_readiness(
+    store: Store, blobs: Blobs, exclude: _Excluded = frozenset()
+) -> Health | Response:
     """Return 200 if the service can accept, run and keep a job; otherwise 503.
 
     The checks: the store has its functions, takes writes and has safe settings; pictures can be
     written; a worker was seen within the last minute. The body names what fails, and has the
     `warnings` in any case.
     """
-    steps: dict[str, Callable[[], object]] = {
+    steps: dict[Check, Callable[[], object]] = {
         "functions": store.get_load,
         "store": store.check_writable,
         "store_settings": store.monitor.require_safe,
@@ -43,7 +58,9 @@ def check_readiness(store: Store, blobs: Blobs) -> Health | Response:
         "worker": lambda: _check_worker(store),
     }
     store.monitor.invalidate()
-    checks, first_error = dict.fromkeys(steps, "not checked"), None
+    steps = {name: step for name, step in steps.items() if name not in exclude}
+    checks: dict[str, str] = dict.fromkeys(steps, "not checked")
+    first_error: errors.Unavailable | None = None
     warnings: list[str] = []
     for name, step in steps.items():
         try:
@@ -77,6 +94,7 @@ def _list_warnings(store: JobStore) -> list[str]:
     except errors.Unavailable:  # the checks say why
         return []
     warnings = [f"{problem}; accepted jobs may be lost" for problem in report.problems]
+    warnings += report.risks
     warnings += [
         f"{name} cannot be checked: the server does not show it" for name in report.unchecked
     ]

@@ -10,7 +10,7 @@ from fastapi import APIRouter, Depends, Header, Query, Request, Response
 from pydantic import BaseModel, ConfigDict, Field, StrictBool, model_validator
 from starlette.concurrency import run_in_threadpool
 
-from api.dependencies import Blobs, CurrentWaiter, Feed, Owner, Store
+from api.dependencies import Blobs, Configuration, CurrentWaiter, Feed, Owner, Store
 from api.http import image_response
 from api.http.prefer import Wait, preference_applied
 from api.http.root_path import add_root_path
@@ -54,6 +54,9 @@ from core.style.spec import (
 router = APIRouter(prefix=JOBS, tags=["jobs"])
 
 _BODY_BYTES = 100_000
+# Browsers send the first only to HTTPS and to this machine, the second always.
+_BROWSER_HEADERS = {"sec-fetch-site", "accept-language"}
+LINK_SECONDS = 300.0  # how long the link to a result is valid
 
 
 def image_responses(*formats: str) -> dict[int | str, dict[str, Any]]:
@@ -174,7 +177,7 @@ def list_jobs(
 @router.get(
     "/{job_id}/result",
     response_class=Response,
-    responses=image_responses(*FORMATS),
+    responses={**image_responses(*FORMATS), 307: {"description": "The link to the PNG"}},
     summary="Get the result",
 )
 async def get_result(
@@ -185,13 +188,15 @@ async def get_result(
     waiter: CurrentWaiter,
     feed: Feed,
     blobs: Blobs,
+    config: Configuration,
     format: validation.Format = "png",
     width: Annotated[int | None, Query(ge=16, le=MAX_SIZE_PX)] = None,
 ) -> Response:
     """Return the picture as PNG, JPEG or WebP. The PNG contains a record of how it was made.
 
     If a job was canceled while it ran, its result is the state at that time. `width` in px makes
-    the picture smaller, never larger.
+    the picture smaller, never larger. If the service is set up so, a program (not a page in a
+    browser) gets a redirection to a link that is valid for five minutes, for the PNG in full size.
     """
     if not is_job_id(job_id):
         raise errors.JobNotFound()
@@ -203,6 +208,9 @@ async def get_result(
         return image_response.not_modified(tag)
     try:
         if format == "png" and new_width is None:
+            if config.result_links and _BROWSER_HEADERS.isdisjoint(request.headers):
+                link = await run_in_threadpool(blobs.sign, output.id, LINK_SECONDS)
+                return image_response.redirect(link, output.id, tag)
             picture: bytes | BinaryIO | None = blobs.open_verified(output.id)
             if picture is None:
                 picture = await run_in_threadpool(blobs.open, output.id)
@@ -356,7 +364,7 @@ def _start_from_result(old: Job, blobs: Blobs) -> JobInput:
     """
     result = _get_output(old).id
     try:
-        blobs.path(result)
+        blobs.check(result)
     except errors.ImageNotFound as error:
         raise _result_gone(error) from None
     return old.input.model_copy(

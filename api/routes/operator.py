@@ -47,10 +47,13 @@ JobId = Annotated[str, Depends(_check_job_id)]
 
 
 class DiskUsage(BaseModel):
-    """The file system of the data folder. quota_bytes: for pictures and checkpoints, or null."""
+    """The file system of the data folder, or null for a bucket.
 
-    total_bytes: int
-    free_bytes: int
+    quota_bytes: for pictures and checkpoints, or null.
+    """
+
+    total_bytes: int | None
+    free_bytes: int | None
     quota_bytes: int | None
 
 
@@ -170,11 +173,14 @@ class IntakeState(BaseModel):
 
 
 @router.get("/status", summary="The service now")
-def get_status(request: Request, store: Store, config: Configuration) -> OperatorStatus:
+def get_operator_status(request: Request, store: Store, config: Configuration) -> OperatorStatus:
     """Return workers with their jobs, the queue's length, disk, and what expires."""
     load, operations = store.get_load(), store.operations
-    data_dir: Path = request.app.state.data_dir
-    disk = shutil.disk_usage(data_dir if data_dir.exists() else data_dir.anchor)
+    data_dir: Path | None = request.app.state.data_dir
+    total_bytes = free_bytes = None
+    if data_dir is not None:
+        disk = shutil.disk_usage(data_dir if data_dir.exists() else data_dir.anchor)
+        total_bytes, free_bytes = disk.total, disk.free
     return OperatorStatus(
         intake_paused_at=operations.get_intake_pause(),
         queued=load.queued,
@@ -184,8 +190,8 @@ def get_status(request: Request, store: Store, config: Configuration) -> Operato
         workers=operations.list_workers(WORKER_TTL_MS),
         webhooks_pending=store.get_counts()[1],
         disk=DiskUsage(
-            total_bytes=disk.total,
-            free_bytes=disk.free,
+            total_bytes=total_bytes,
+            free_bytes=free_bytes,
             quota_bytes=round(config.storage_quota_gb * 1e9) or None,
         ),
         expiry=operations.count_expiry(),
@@ -211,7 +217,7 @@ def list_queue(
 
 
 @router.post("/jobs/{job_id}/cancel", summary="Cancel a job of any caller")
-def cancel_job(job_id: JobId, store: Store, operator: Owner) -> JobState:
+def cancel_any_job(job_id: JobId, store: Store, operator: Owner) -> JobState:
     """Cancel as the caller of the job could. Safe to repeat."""
     store.cancel(job_id)
     _log.info("operator %s cancels %s", operator, job_id)

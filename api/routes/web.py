@@ -3,6 +3,7 @@
 Its addresses are relative, so that it works under any path of a proxy.
 """
 
+import re
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,8 @@ from api.http.static_response import IMMUTABLE, REVALIDATE, respond
 WEB = Path(__file__).parents[1] / "web"
 # The page reads the job's id from its own URL.
 DOCUMENTS = {"/": "index.html", "/j/{job_id}": "index.html", "/operator": "operator.html"}
+
+_LANGUAGE = re.compile(r"\b(zh|en)\b", re.IGNORECASE)
 
 # A service worker takes its policy from its own file. It fetches what the page may fetch.
 _WORKER_POLICY = "default-src 'none'; connect-src 'self'; base-uri 'none'; frame-ancestors 'none'"
@@ -41,13 +44,28 @@ def add_page(app: FastAPI, form: bytes = b"") -> None:
 
     # Coroutines: a plain function would run in a thread, for nothing.
     async def get_page(request: Request) -> Response:
-        return respond(request, documents[request.scope["route"].path], REVALIDATE)
+        path = request.scope["route"].path
+        response = respond(request, documents[path], REVALIDATE)
+        if DOCUMENTS[path] == "index.html":
+            # The dictionary comes together with the code that will ask for it: text.js.
+            found = _LANGUAGE.search(request.headers.get("accept-language", ""))
+            name = "text-zh.js" if found and found[1].lower() == "zh" else "text-en.js"
+            folder = "../" * (path.count("/") - 1) + files.folder
+            response.headers["Link"] = f"<{folder}/{name}>; rel=modulepreload"
+        return response
 
     async def get_file(request: Request, version: str, path: str) -> Response:
-        file = files.get(path) if version == files.version else None
-        if file is None:  # another version's must never get into a cache under this address
+        file = files.get(path)
+        if file is None:
             raise HTTPException(404)
-        return respond(request, file, IMMUTABLE)
+        if version == files.version:
+            return respond(request, file, IMMUTABLE)
+        # Another version's must never get into a cache under this address, and code of two
+        # versions must never meet. But a page that was open before an upgrade needs its samples.
+        if not path.startswith("gallery/"):
+            raise HTTPException(404)
+        target = add_root_path(f"/{files.folder}/{path}")
+        return RedirectResponse(target, 307, {"Cache-Control": "no-store"})
 
     worker = files.service_worker(DOCUMENTS["/"])
 

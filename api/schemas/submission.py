@@ -131,9 +131,25 @@ def _add_parameter_fields(schema: dict[str, Any]) -> None:
     schema.pop("additionalProperties", None)
 
 
+def _require_pictures_or_result(schema: dict[str, Any], *pictures: str) -> list[dict[str, Any]]:
+    """Return the two forms of a job. With their own properties, so that generators see a union."""
+    fields = schema["properties"]
+    return [
+        {
+            "required": [*pictures],
+            "properties": {**{name: fields[name] for name in pictures}, "from": False},
+        },
+        {"required": ["from"], "properties": {"from": fields["from"]}},
+    ]
+
+
+def _describe_job(schema: dict[str, Any]) -> None:
+    schema["oneOf"] = _require_pictures_or_result(schema, "content", "styles")
+
+
 def _describe_job_form(schema: dict[str, Any]) -> None:
     _add_parameter_fields(schema)
-    schema["anyOf"] = [{"required": ["content", "style"]}, {"required": ["from"]}]
+    schema["oneOf"] = _require_pictures_or_result(schema, "content", "style")
 
 
 class _Submission(SubmissionOptions):
@@ -190,9 +206,7 @@ class _Submission(SubmissionOptions):
 class JobSubmission(_Submission):
     """A job: pictures as digests, parameters as `spec`, and options."""
 
-    model_config = ConfigDict(
-        json_schema_extra={"anyOf": [{"required": ["content", "styles"]}, {"required": ["from"]}]}
-    )
+    model_config = ConfigDict(json_schema_extra=_describe_job)
 
     incomplete: ClassVar[str] = (
         f"Send content (a digest) and styles (a list of 1 to {MAX_STYLES} digests), "

@@ -60,7 +60,7 @@ def check_digest(digest: str, owner: str, store: JobStore, blobs: Blobs) -> None
         raise errors.ImageNotFound()
     store.reserve(digest, owner=owner)
     # The garbage collector may have deleted it before the reservation, or the disk damaged it.
-    blobs.path(digest)
+    blobs.check(digest)
 
 
 def is_available(digest: str, owner: str, store: JobStore, blobs: Blobs) -> bool:

@@ -3,180 +3,195 @@
 
 import { apiKey, resolveAddress, ROOT } from "./api.js";
 import { BatchView } from "./batch-view.js";
+import { CompareView } from "./compare-view.js";
 import { byId, makeRoving, setText, setVisible, showError } from "./dom.js";
 import { acceptDropsAndPastes } from "./drop-paste.js";
 import { getNames, History, setNames } from "./history.js";
-import "./install.js";
+import { install } from "./install.js";
 import { JobView } from "./job-view.js";
 import { readRecipe } from "./recipe.js";
 import { showTab, SubmitView } from "./submit-view.js";
-import { addLanguageSwitch, t, translatePage } from "./text.js";
+import { addLanguageSwitch, loadTexts, t, translatePage } from "./text.js";
 import { showToast } from "./toast.js";
 import { Viewer } from "./viewer.js";
 
-translatePage();
-addLanguageSwitch(byId("language"));
-// The document's own address changes, so relative addresses keep their meaning only if they are
-// made absolute now.
-for (const link of document.querySelectorAll("a[href^='.'], link[href^='.']")) link.href = link.href;
+loadTexts().then(() => {
+  translatePage();
+  addLanguageSwitch(byId("language"));
+  // The document's own address changes, so relative addresses keep their meaning only if they are
+  // made absolute now.
+  for (const link of document.querySelectorAll("a[href^='.'], link[href^='.']")) link.href = link.href;
 
-const updateForgetButton = () => setVisible(byId("forget-key"), apiKey.get());
+  const updateForgetButton = () => setVisible(byId("forget-key"), apiKey.get());
 
-apiKey.onRequired((wasRefused) => new Promise((resolve) => {
-  setText("key-message", t(wasRefused ? "keyRefused" : "keyRequired"));
-  setVisible(byId("key-form"), true);
-  byId("key").focus();
-  byId("key-form").onsubmit = (event) => {
-    event.preventDefault();
-    apiKey.set(byId("key").value, byId("key-remember").checked);
-    byId("key-form").reset();
-    setVisible(byId("key-form"), false);
-    updateForgetButton();
-    resolve();
-  };
-}));
-byId("forget-key").addEventListener("click", () => { apiKey.forget(); location.assign(ROOT); });
-updateForgetButton();
+  apiKey.onRequired((wasRefused) => new Promise((resolve) => {
+    setText("key-message", t(wasRefused ? "keyRefused" : "keyRequired"));
+    setVisible(byId("key-form"), true);
+    byId("key").focus();
+    byId("key-form").onsubmit = (event) => {
+      event.preventDefault();
+      apiKey.set(byId("key").value, byId("key-remember").checked);
+      byId("key-form").reset();
+      setVisible(byId("key-form"), false);
+      updateForgetButton();
+      resolve();
+      if (wasRefused) films.load();  // another key has other paintings
+    };
+  }));
+  byId("forget-key").addEventListener("click", () => { apiKey.forget(); location.assign(ROOT); });
+  updateForgetButton();
 
-let path = null;  // that is shown, relative to ROOT
+  let path = null;  // that is shown, relative to ROOT
 
-const getPath = () => location.pathname.slice(ROOT.pathname.length);
+  const getPath = () => location.pathname.slice(ROOT.pathname.length) + location.search;
 
-const showJob = (job) => {
-  films.refresh();
-  navigate(resolveAddress(`j/${job.id}`));
-};
-const viewer = new Viewer();
-const editor = new SubmitView(viewer, { onSubmitted: showJob, onTryAll: tryAll });
-const films = new History({ onDeleted(id) { if (path === `j/${id}`) navigate(ROOT.href); } });
-const jobView = new JobView(viewer, {
-  findFile: (digest) => editor.pictures.find((picture) => picture.digest === digest)?.file ?? null,
-  async onReuse(job, kind) {
-    if (kind) await editor.useResult(job, kind);
-    else await editor.reuse(job.input, getNames(job.id));
-    navigate(ROOT.href);
-  },
-  onCreated(job, previous) {
-    const names = getNames(previous.id);
-    if (names) setNames(job.id, names);
-    showJob(job);
-  },
-  onDelete: (job) => films.remove(job.id),
-  onChange: (job) => films.update(job),
-  onPreview: (job, blob) => films.showPicture(job.id, job.preview, blob),
-});
-const batch = new BatchView({
-  onStarted(job, photo, style) {
-    setNames(job.id, { content: photo.name, styles: [style.name] });
+  const showJob = (job) => {
     films.refresh();
-  },
-  onPick(style) {
-    batch.close();
-    editor.style.setPictures([style], { append: false });
-    byId("submit-job").focus();
-  },
-});
+    navigate(resolveAddress(`j/${job.id}`));
+  };
+  const viewer = new Viewer();
+  const editor = new SubmitView(viewer, { onSubmitted: showJob, onTryAll: tryAll });
+  const films = new History({
+    onDeleted(ids) { if (ids.some((id) => path.includes(id))) navigate(ROOT.href); },
+    onCompare: (a, b) => navigate(resolveAddress(`?compare=${a},${b}`)),
+  });
+  const jobView = new JobView(viewer, {
+    findPicture(digest) {
+      const found = editor.pictures.find((picture) => picture.digest === digest);
+      return found?.screen ?? found?.file ?? null;
+    },
+    async onReuse(job, kind) {
+      if (kind) await editor.useResult(job, kind);
+      else await editor.reuse(job.input, getNames(job.id));
+      navigate(ROOT.href);
+    },
+    onCreated(job, previous) {
+      const names = getNames(previous.id);
+      if (names) setNames(job.id, names);
+      showJob(job);
+    },
+    onDelete: (job) => films.remove([job.id]),
+    onMissing: (id) => films.forget(id),
+    onChange: (job) => films.update(job),
+    onPreview: (job, blob) => films.showPicture(job.id, job.preview, blob),
+  });
+  const comparison = new CompareView(viewer);
+  const batch = new BatchView({
+    onStarted(job, photo, style) {
+      setNames(job.id, { content: photo.name, styles: [style.name] });
+      films.refresh();
+    },
+    onPick(style) {
+      batch.close();
+      editor.style.setPictures([style], { append: false });
+      byId("submit-job").focus();
+    },
+  });
 
-function tryAll() {
-  const { photo, style, options } = editor;
-  const styles = [...style.own, ...style.samples].slice(0, style.max);
-  batch.open(photo.pictures[0], styles, {
-    spec: options.spec, onError: (message) => showError(byId("submit-error"), message) });
-  byId("batch-close").focus();
-}
-
-acceptDropsAndPastes({
-  onNoFile: () => showToast(t("notAFile")),
-  async onFiles(files, target) {
-    const recipe = files.length === 1 ? await readRecipe(files[0]) : null;
-    if (recipe) return reuseRecipe(recipe, files[0], target);
-    chooseFiles(files, target);
-  },
-});
-
-// One file goes to the part that it was dropped on, else it is the photo, and the user may make it
-// the style. Several files are a photo and styles.
-function chooseFiles(files, target) {
-  const { photo, style } = editor;
-  if (path !== "") navigate(ROOT.href);
-  if (target instanceof Node && byId("style").contains(target)) return style.addFiles(files);
-  if (files.length > 1) style.addFiles(files.slice(1));
-  const previous = photo.pictures;
-  photo.addFiles(files.slice(0, 1));
-  if (files.length > 1) return;
-  const [added] = photo.pictures;
-  showToast(t("addedAsPhoto"), { action: t("useAsStyle"), onAction() {
-    photo.removePicture(added);
-    photo.setPictures(previous);
-    style.setPictures([added]);
-  } });
-}
-
-// A painting of Impasto brings its settings, and its pictures if the service still has them.
-async function reuseRecipe(recipe, file, target) {
-  const action = { action: t("useAsPhoto"), onAction: () => chooseFiles([file], target) };
-  if (path !== "") navigate(ROOT.href);
-  try {
-    await editor.reuse(recipe, null);
-    showToast(t("recipeRestored"), action);
-  } catch {
-    await editor.load();
-    editor.parameters.setSpec({ ...recipe.spec, init: undefined, style_weights: undefined });
-    showToast(t("recipeWithoutPictures"), action);
+  function tryAll() {
+    const { photo, style, options } = editor;
+    const styles = [...style.own, ...style.samples].slice(0, style.max);
+    batch.open(photo.pictures[0], styles, {
+      spec: options.spec, onError: (message) => showError(byId("submit-error"), message) });
+    byId("batch-close").focus();
   }
-}
 
-function navigate(address) {
-  if (address !== location.href) history.pushState(null, "", address);
+  acceptDropsAndPastes({
+    onNoFile: () => showToast(t("notAFile")),
+    async onFiles(files, target) {
+      const recipe = files.length === 1 ? await readRecipe(files[0]) : null;
+      if (recipe) return reuseRecipe(recipe, files[0], target);
+      chooseFiles(files, target);
+    },
+  });
+
+  // One file goes to the part that it was dropped on, else it is the photo, and the user may make it
+  // the style. Several files are a photo and styles.
+  function chooseFiles(files, target) {
+    const { photo, style } = editor;
+    if (path !== "") navigate(ROOT.href);
+    if (target instanceof Node && byId("style").contains(target)) return style.addFiles(files);
+    if (files.length > 1) style.addFiles(files.slice(1));
+    const previous = photo.pictures;
+    photo.addFiles(files.slice(0, 1));
+    if (files.length > 1) return;
+    const [added] = photo.pictures;
+    showToast(t("addedAsPhoto"), { action: t("useAsStyle"), onAction() {
+      photo.removePicture(added);
+      photo.setPictures(previous);
+      style.setPictures([added]);
+    } });
+  }
+
+  // A painting of Impasto brings its settings, and its pictures if the service still has them.
+  async function reuseRecipe(recipe, file, target) {
+    const action = { action: t("useAsPhoto"), onAction: () => chooseFiles([file], target) };
+    if (path !== "") navigate(ROOT.href);
+    try {
+      await editor.reuse(recipe, null);
+      showToast(t("recipeRestored"), action);
+    } catch {
+      await editor.load();
+      editor.parameters.setSpec({ ...recipe.spec, init: undefined, style_weights: undefined });
+      showToast(t("recipeWithoutPictures"), action);
+    }
+  }
+
+  function navigate(address) {
+    if (address !== location.href) history.pushState(null, "", address);
+    showPath();
+    scrollTo(0, 0);
+    const heading = document.querySelector(".panel:not([hidden]) h2[tabindex]");
+    (heading ?? byId("main")).focus({ preventScroll: true });
+  }
+
+  function showPath() {
+    path = getPath();
+    const id = /^j\/([^/]+)$/.exec(path)?.[1];
+    const compared = /^\?compare=(\w+),(\w+)$/.exec(path)?.slice(1);
+    const isEditing = !id && !compared;
+    setVisible(byId("job-view"), id);
+    setVisible(byId("compare-view"), compared);
+    setVisible(byId("submit-view"), isEditing);
+    document.body.classList.toggle("editing", isEditing);
+    document.title = "Impasto";
+    for (const view of [batch, jobView, comparison]) view.close();
+    if (!isEditing) editor.close();
+    films.setCurrent(id);
+    if (id) jobView.open(id);
+    else if (compared) comparison.open(compared);
+    else editor.open().catch(() => {});  // the editor shows the error itself
+  }
+
+  // A local link changes the address without loading the page again.
+  document.addEventListener("click", (event) => {
+    const link = event.target.closest?.("a[data-local-link]");
+    const isModified = event.ctrlKey || event.metaKey || event.shiftKey || event.button;
+    if (!link || isModified || event.defaultPrevented) return;
+    event.preventDefault();
+    navigate(link.href);
+  });
+  // A popstate with the same path is a jump within the page, such as by the skip link.
+  addEventListener("popstate", () => {
+    if (getPath() !== path) navigate(location.href);
+  });
+  // A menu closes when the user goes elsewhere.
+  for (const menu of document.querySelectorAll("details.menu")) {
+    menu.addEventListener("focusout", ({ relatedTarget }) => {
+      if (relatedTarget && !menu.contains(relatedTarget)) menu.open = false;
+    });
+    menu.addEventListener("click", ({ target }) => {
+      if (target.closest("button")) menu.open = false;
+    });
+    menu.addEventListener("keydown", ({ key }) => {
+      if (key !== "Escape") return;
+      menu.open = false;
+      menu.querySelector("summary").focus();
+    });
+  }
+  makeRoving(byId("style-tools"));
+  showTab("photo");
+  films.load();
   showPath();
-  scrollTo(0, 0);
-  byId(path === "" ? "main" : "status").focus({ preventScroll: true });
-}
-
-function showPath() {
-  path = getPath();
-  const id = /^j\/([^/]+)$/.exec(path)?.[1];
-  batch.close();
-  setVisible(byId("job-view"), id);
-  setVisible(byId("submit-view"), !id);
-  document.body.classList.toggle("editing", !id);
-  films.select(id);
-  if (id) {
-    editor.close();
-    return jobView.open(id);
-  }
-  document.title = "Impasto";
-  jobView.close();
-  editor.open().catch(() => {});  // the editor shows the error itself
-}
-
-// A local link changes the address without loading the page again.
-document.addEventListener("click", (event) => {
-  const link = event.target.closest?.("a[data-local-link]");
-  const isModified = event.ctrlKey || event.metaKey || event.shiftKey || event.button;
-  if (!link || isModified) return;
-  event.preventDefault();
-  navigate(link.href);
+  install();
 });
-// A popstate with the same path is a jump within the page, such as by the skip link.
-addEventListener("popstate", () => {
-  if (getPath() !== path) navigate(location.href);
-});
-// A menu closes when the user goes elsewhere.
-for (const menu of document.querySelectorAll("details.menu")) {
-  menu.addEventListener("focusout", ({ relatedTarget }) => {
-    if (relatedTarget && !menu.contains(relatedTarget)) menu.open = false;
-  });
-  menu.addEventListener("click", ({ target }) => {
-    if (target.closest("button")) menu.open = false;
-  });
-  menu.addEventListener("keydown", ({ key }) => {
-    if (key !== "Escape") return;
-    menu.open = false;
-    menu.querySelector("summary").focus();
-  });
-}
-makeRoving(byId("style-tools"));
-showTab("photo");
-films.load();
-showPath();

@@ -28,9 +28,9 @@ const EXCLUDED = [
 ];
 const UNSUPPORTED_VALUES = { init: ["picture"] };  // it needs an image that this form cannot send
 
-const labelOf = (name) => tOr(`parameter.${name}`, name);
+export const labelOf = (name) => tOr(`parameter.${name}`, name);
 
-const nameValue = (name, value) => tOr(`value.${name}.${value}`, value);
+export const nameValue = (name, value) => tOr(`value.${name}.${value}`, value);
 
 export class ParameterForm extends EventTarget {
   // main, more: the elements for the main parameters, and for the groups of the others.
@@ -120,6 +120,14 @@ export class ParameterForm extends EventTarget {
     for (const [name, control] of Object.entries(this.controls)) {
       if (control.group === "options") this.#setValue(control, options[name]);
     }
+  }
+
+  get hasRegions() { return this.controls.regions?.value === "auto"; }
+
+  // Turns the automatic regions on or off.
+  toggleRegions() {
+    this.#setValue(this.controls.regions, this.hasRegions ? null : "auto");
+    this.notifyChange();
   }
 
   // Shows one button per preset; the one that equals the current parameters is pressed.
@@ -262,7 +270,7 @@ function createInput(name, schema) {
 }
 
 // An object as name=value pairs, as the API takes it in a form field.
-function formatValue(value) {
+export function formatValue(value) {
   if (value === null || typeof value !== "object") return value ?? "";
   return Object.entries(value).map((pair) => pair.join("=")).join(",");
 }

@@ -2,12 +2,15 @@
 // adds the names of the files that it knows.
 
 import { getBlob, getJson, resolveAddress, sendJson } from "./api.js";
-import { byId, createElement, setText, setVisible, showBlob } from "./dom.js";
+import {
+  byId, createElement, downloadBlob, hideBlob, nameFile, setText, setVisible, showBlob,
+} from "./dom.js";
 import { hasEnded, hasExpiredImages } from "./job-stream.js";
 import { retry, sleep } from "./retry.js";
 import { deviceStorage } from "./storage.js";
 import { formatDate, formatPercent, t } from "./text.js";
-import { endToast, showToast } from "./toast.js";
+import { showToast } from "./toast.js";
+import { createZip } from "./zip.js";
 
 const STORAGE_NAME = "impasto history";
 const MAX_NAMES = 300, PAGE_SIZE = 20, POLL_SECONDS = 2, HIDDEN_POLL_SECONDS = 15;
@@ -20,20 +23,29 @@ const FILTERS = {
 
 // ---- names: {content, styles}, the file names of a job's inputs
 
-const loadEntries = () => {
-  try {
-    const entries = JSON.parse(deviceStorage.get(STORAGE_NAME));
-    if (!Array.isArray(entries)) return [];
-    return entries.filter((entry) => /^job_[a-z2-7]{26}$/.test(entry?.id));
-  } catch { return []; }
-};
+let stored = { text: null, names: new Map() };
 
-export const getNames = (id) => loadEntries().find((entry) => entry.id === id)?.names ?? null;
+function parseNames(text) {
+  try {
+    const isValid = ({ id, names }) => /^job_[a-z2-7]{26}$/.test(id)
+      && typeof names.content === "string" && Array.isArray(names.styles);
+    return new Map(JSON.parse(text).filter(isValid).map(({ id, names }) => [id, names]));
+  } catch { return new Map(); }
+}
+
+// Parses the text again only if it has changed, as by another tab: each tile asks for its names.
+function loadNames() {
+  const text = deviceStorage.get(STORAGE_NAME);
+  if (text !== stored.text) stored = { text, names: parseNames(text) };
+  return stored.names;
+}
+
+export const getNames = (id) => loadNames().get(id) ?? null;
 
 export function setNames(id, names) {
-  const others = loadEntries().filter((entry) => entry.id !== id);
-  const entries = [{ id, names }, ...others].slice(0, MAX_NAMES);
-  deviceStorage.set(STORAGE_NAME, JSON.stringify(entries));
+  const others = [...loadNames()].filter(([other]) => other !== id);
+  const entries = [[id, names], ...others].slice(0, MAX_NAMES);
+  deviceStorage.set(STORAGE_NAME, JSON.stringify(entries.map(([id, names]) => ({ id, names }))));
 }
 
 export function titleOf(id) {
@@ -50,11 +62,11 @@ async function deleteJob(id, options = {}) {
 }
 
 export class History {
-  // onDeleted(id): the job is deleted, as far as the user sees.
-  constructor({ onDeleted }) {
-    this.onDeleted = onDeleted;
+  // onDeleted(ids): the jobs are deleted, as far as the user sees. onCompare(a, b): two ids.
+  constructor({ onDeleted, onCompare }) {
+    Object.assign(this, { onDeleted, onCompare, tiles: new Map(), deleted: new Set() });
     this.list = byId("history-list");
-    Object.assign(this, { tiles: new Map(), deleted: new Map(), next: null, selected: null });
+    Object.assign(this, { next: null, current: null, isSelecting: false });
     byId("history-filter").addEventListener("change", () => this.load());
     byId("history-more").addEventListener("click", () => this.#loadPage(this.next));
     new IntersectionObserver(([change]) => {
@@ -62,13 +74,20 @@ export class History {
     }, { root: this.list.parentElement, rootMargin: "0px 400px" }).observe(byId("history-more"));
     this.visible = new IntersectionObserver((changes) => {
       for (const { target, isIntersecting } of changes) {
-        if (isIntersecting) this.#showPicture(this.tiles.get(target.dataset.job));
+        const tile = this.tiles.get(target.dataset.job);
+        if (!tile) continue;
+        tile.isSeen = isIntersecting;
+        if (isIntersecting) this.#showPicture(tile);
+        else hidePicture(tile);
       }
-    }, { rootMargin: "200px" });
+    }, { rootMargin: "200px", scrollMargin: "0px 600px" });
     // A deletion that can still be undone must not be lost with the page.
     addEventListener("pagehide", () => {
-      for (const id of this.deleted.keys()) deleteJob(id, { keepalive: true }).catch(() => {});
+      for (const id of this.deleted) deleteJob(id, { keepalive: true }).catch(() => {});
     });
+    // Another tab, or another device, may have changed the list meanwhile.
+    document.addEventListener("visibilitychange", () => { if (!document.hidden) this.refresh(); });
+    this.#addSelection();
     this.#poll();
   }
 
@@ -89,10 +108,7 @@ export class History {
     try {
       const { jobs, next } = await retry(() => getJson(address), { onError });
       if (this.isLoading !== current) return;  // another filter was chosen meanwhile
-      if (isFirst) {
-        this.list.replaceChildren();
-        this.tiles.clear();
-      }
+      if (isFirst) for (const id of [...this.tiles.keys()]) this.#removeTile(id);
       this.next = next;
       for (const job of jobs) this.#addTile(job);
       setText("history-error", "");
@@ -103,47 +119,57 @@ export class History {
     this.#update();
   }
 
-  // Asks for the newest jobs while one of them has not ended, or when the page calls `refresh`.
+  // Asks for the newest jobs while one of them has not ended, or when the page calls `refresh`;
+  // less often while the service does not answer.
   async #poll() {
-    for (;;) {
-      await sleep(document.hidden ? HIDDEN_POLL_SECONDS : POLL_SECONDS);
+    for (let pause = POLL_SECONDS; ;) {
+      await sleep(document.hidden ? HIDDEN_POLL_SECONDS : pause);
       const isActive = [...this.tiles.values()].some(({ job }) => !hasEnded(job));
-      if (isActive && !this.isLoading) await this.refresh();
+      if (!isActive || this.isLoading) continue;
+      pause = await this.refresh() ? POLL_SECONDS : Math.min(HIDDEN_POLL_SECONDS, 2 * pause);
     }
   }
 
-  // Updates the newest tiles; adds jobs that are new, and removes those that are deleted.
+  // Updates the newest tiles; adds jobs that are new, and removes those that are deleted. Returns
+  // whether the service has answered.
   async refresh() {
-    try {
-      const address = this.#firstAddress, { jobs } = await getJson(address);
-      if (address !== this.#firstAddress || this.isLoading) return;
-      for (const job of [...jobs].reverse()) this.#addTile(job, true);
-      const ids = jobs.map(({ id }) => id), oldest = jobs.at(-1)?.created_at ?? "";
-      for (const [id, { job }] of this.tiles) {
-        if (!ids.includes(id) && (job.created_at > oldest || jobs.length < PAGE_SIZE)) {
-          this.#removeTile(id);
-        }
+    const address = this.#firstAddress, answer = await getJson(address).catch(() => null);
+    if (!answer || address !== this.#firstAddress || this.isLoading) return Boolean(answer);
+    const { jobs } = answer;
+    for (const job of [...jobs].reverse()) this.#addTile(job, true);
+    const ids = jobs.map(({ id }) => id), oldest = jobs.at(-1)?.created_at ?? "";
+    for (const [id, { job }] of this.tiles) {
+      if (!ids.includes(id) && (job.created_at > oldest || jobs.length < PAGE_SIZE)) {
+        this.#removeTile(id);
       }
-    } catch { /* the next time */ }
+    }
     this.#update();
+    return true;
   }
 
   // Shows a newer state of a job that the page knows.
   update(job) { if (this.tiles.has(job.id)) this.#addTile(job); }
 
-  select(id) {
-    this.selected = id;
-    for (const [tileId, tile] of this.tiles) {
-      if (tileId === id) tile.link.setAttribute("aria-current", "page");
-      else tile.link.removeAttribute("aria-current");
-    }
+  // Removes the tile of a job that the service does not have.
+  forget(id) {
+    this.#removeTile(id);
+    this.#update();
+  }
+
+  // Marks the tile of the job that the canvas shows.
+  setCurrent(id) {
+    this.tiles.get(this.current)?.link.removeAttribute("aria-current");
+    this.current = id;
+    this.tiles.get(id)?.link.setAttribute("aria-current", "page");
   }
 
   #update() {
     const isEmpty = !this.tiles.size;
     setVisible(byId("history-empty"), isEmpty && !this.isLoading);
     setVisible(byId("history-more"), this.next);
-    this.select(this.selected);
+    byId("select").disabled = isEmpty && !this.isSelecting;  // in its place from the beginning
+    this.setCurrent(this.current);
+    this.#updateSelection();
   }
 
   #addTile(job, isNewest = false) {
@@ -167,87 +193,157 @@ export class History {
   }
 
   #createTile(id) {
-    const span = (className) => createElement("span", { className });
+    const span = (className) => createElement("span", { className }), name = titleOf(id);
     const thumbnail = span("thumbnail"), title = span("caption"), status = span("status");
+    const pick = createElement("input", {
+      type: "checkbox", className: "pick", "aria-label": t("selectNamed", { name }) });
     const link = createElement("a", { href: resolveAddress(`j/${id}`), "data-local-link": "" },
       thumbnail, title, status);
-    const remove = () => this.remove(id);
+    link.addEventListener("click", (event) => {
+      if (!this.isSelecting) return;
+      event.preventDefault();
+      pick.click();
+    });
+    const remove = () => this.remove([id]);
     const button = createElement("button", {
       className: "remove", textContent: "✕", onclick: remove,
-      "aria-label": t("deleteNamed", { name: titleOf(id) }) });
+      "aria-label": t("deleteNamed", { name }) });
     link.addEventListener("keydown", ({ key }) => { if (key === "Delete") remove(); });
-    const item = createElement("li", { "data-job": id }, link, button);
-    item.dataset.job = id;
-    return { item, link, thumbnail, title, status, job: null };
+    const item = createElement("li", { "data-job": id }, link, button, pick);
+    return { item, link, thumbnail, title, status, pick, job: null, image: null };
   }
 
   #removeTile(id) {
-    this.tiles.get(id)?.item.remove();
+    const tile = this.tiles.get(id);
+    if (!tile) return;
+    this.visible.unobserve(tile.item);
+    hidePicture(tile);
+    tile.item.remove();
     this.tiles.delete(id);
   }
 
   // Shows a picture that the page has already, under its name.
   showPicture(id, name, blob) {
     const tile = this.tiles.get(id);
-    if (!tile) return;
-    tile.picture = name;
-    tile.thumbnail.replaceChildren(showBlob(blob));
+    if (tile?.isSeen) setPicture(tile, name, blob);
   }
 
   // Fetches the picture if it is another one than the tile shows; not that of the job on the
   // canvas, which is fetched there.
   async #showPicture(tile) {
-    if (!tile) return;
-    tile.isSeen = true;
     const { job } = tile, { result, preview } = job.links;
     const name = result ? job.outputs[0].id : preview && !hasExpiredImages(job) && job.preview;
     if (!name || tile.picture === name || tile.isFetching) return;
-    if (job.id === this.selected && !result) return;
+    if (job.id === this.current && !result) return;
     tile.isFetching = true;
     try {
-      const image = await getBlob(result ? `${result}?format=webp&width=256` : preview);
-      tile.thumbnail.replaceChildren(showBlob(image));
-      tile.picture = name;
+      const blob = await getBlob(result ? `${result}?format=webp&width=256` : preview);
+      if (tile.isSeen) setPicture(tile, name, blob);
     } catch { /* with the next state */ }
     tile.isFetching = false;
   }
 
-  // Hides the job at once, and deletes it when the time to undo is over.
-  remove(id) {
-    const tile = this.tiles.get(id), next = tile?.item.nextElementSibling;
-    const hadFocus = tile?.item.contains(document.activeElement);
-    const previous = tile?.item.previousElementSibling;
-    this.deleted.set(id, tile);
-    if (tile) {
-      tile.item.remove();
+  // Hides the jobs at once, and deletes them when the time to undo is over.
+  remove(ids) {
+    const tiles = ids.map((id) => this.tiles.get(id)).filter(Boolean);
+    const places = tiles.map(({ item }) => [item, item.nextElementSibling]);
+    const hadFocus = tiles.some(({ item }) => item.contains(document.activeElement));
+    const neighbor = tiles.at(-1)?.item.nextElementSibling ?? tiles[0]?.item.previousElementSibling;
+    for (const id of ids) {
+      this.deleted.add(id);
+      this.tiles.get(id)?.item.remove();
       this.tiles.delete(id);
     }
-    if (hadFocus) ((next ?? previous)?.querySelector("a") ?? byId("main")).focus();
-    this.onDeleted(id);
+    if (hadFocus) (neighbor?.querySelector("a") ?? byId("main")).focus();
+    this.onDeleted(ids);
     this.#update();
     const restore = () => {
-      this.deleted.delete(id);
-      if (!tile) return this.refresh();
-      this.tiles.set(id, tile);
-      this.list.insertBefore(tile.item, next?.isConnected ? next : null);
+      ids.forEach((id) => this.deleted.delete(id));
+      if (!tiles.length) return this.refresh();
+      for (const tile of tiles) this.tiles.set(tile.job.id, tile);
+      for (const [item, next] of places.reverse()) {
+        this.list.insertBefore(item, next?.isConnected ? next : null);
+      }
       this.#update();
-      tile.link.focus();
+      tiles[0].link.focus();
     };
     const finish = async () => {
       try {
-        await deleteJob(id);
-        this.deleted.delete(id);
+        for (const id of ids) await deleteJob(id);
+        ids.forEach((id) => this.deleted.delete(id));
       } catch (error) {
         restore();
+        this.refresh();  // some of them may be deleted
         showToast(t("notDeleted", { message: error.message }));
       }
     };
-    showToast(t("deleted"), {
+    showToast(ids.length > 1 ? t("deletedMany", { n: ids.length }) : t("deleted"), {
       seconds: UNDO_SECONDS, action: t("undo"), onAction: restore, onEnd: finish });
   }
 
-  // Deletes at once what waits for the end of the time to undo.
-  flush() { endToast(); }
+  // ---- several tiles
+
+  #addSelection() {
+    byId("select").addEventListener("click", () => this.#setSelecting(!this.isSelecting));
+    this.list.addEventListener("change", () => this.#updateSelection());
+    const onClick = (name, action) => byId(`selection-${name}`).addEventListener("click", action);
+    onClick("compare", () => this.onCompare(...this.#picked.map(({ job }) => job.id)));
+    onClick("zip", () => this.#downloadZip());
+    onClick("delete", () => this.remove(this.#picked.map(({ job }) => job.id)));
+  }
+
+  get #picked() { return [...this.tiles.values()].filter(({ pick }) => pick.checked); }
+
+  #setSelecting(isSelecting) {
+    this.isSelecting = isSelecting;
+    if (!isSelecting) for (const { pick } of this.#picked) pick.checked = false;
+    this.list.classList.toggle("selecting", isSelecting);
+    byId("select").setAttribute("aria-pressed", isSelecting);
+    setVisible(byId("selection"), isSelecting);
+    this.#updateSelection();
+  }
+
+  #updateSelection() {
+    if (!this.isSelecting) return;
+    const picked = this.#picked, n = picked.length;
+    const painted = picked.filter(({ job }) => job.links.result).length;
+    setText("selection-count", n ? t("selected", { n }) : t("selectHint"));
+    byId("selection-compare").disabled = n !== 2 || painted !== 2;
+    byId("selection-zip").disabled = !painted || this.isZipping;
+    byId("selection-delete").disabled = !n;
+  }
+
+  async #downloadZip() {
+    const jobs = this.#picked.map(({ job }) => job).filter(({ links }) => links.result);
+    const files = [], onError = (message) => setText("history-error", message);
+    this.isZipping = byId("selection-zip").disabled = true;
+    try {
+      for (const job of jobs) {
+        setText("history-error", t("zipProgress", { done: files.length, n: jobs.length }));
+        const blob = await retry(() => getBlob(job.links.result), { onError });
+        const title = titleOf(job.id).replace(/[\\/:*?"<>|\p{Cc}\p{Cf}]/gu, "_").slice(0, 80);
+        files.push({ name: `${title} ${nameFile(job, blob.type)}`, blob, date: job.completed_at });
+      }
+      downloadBlob(await createZip(files), "impasto.zip");
+      setText("history-error", "");
+    } catch (error) { setText("history-error", error.message); }
+    this.isZipping = false;
+    this.#updateSelection();
+  }
+}
+
+function setPicture(tile, name, blob) {
+  tile.picture = name;
+  tile.image ??= createElement("img");
+  showBlob(blob, "", tile.image);
+  tile.thumbnail.replaceChildren(tile.image);
+}
+
+// Releases the picture of a tile that is far away: a list may have thousands.
+function hidePicture(tile) {
+  tile.picture = null;
+  if (tile.image) hideBlob(tile.image);
+  tile.thumbnail.replaceChildren();
 }
 
 export const nameStatus = (job) => {

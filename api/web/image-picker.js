@@ -143,9 +143,11 @@ export class ImagePicker extends EventTarget {
 
   #createTile(picture) {
     const { name, thumbnail, words } = picture, isOwn = !picture.source;
-    const image = thumbnail
-      ? createThumbnail(thumbnail, words)
-      : showBlob(picture.file, t("pictureNamed", { kind: this.label, name }));
+    const image = thumbnail ? createThumbnail(thumbnail, words) : createElement("img");
+    if (isOwn) {
+      const alt = t("pictureNamed", { kind: this.label, name });
+      picture.prepare().then(() => showBlob(picture.screen, alt, image));
+    }
     const button = createElement("button", {
       type: "button", title: name, onclick: () => this.#toggle(picture) },
     createElement("span", { className: "thumb" }, image),

@@ -1,6 +1,9 @@
 // Registers the service worker, and takes a picture that another program has shared with the
 // installed page: the page gets it as if the user had pasted it.
 
+import { t } from "./text.js";
+import { showToast } from "./toast.js";
+
 const ROOT = new URL("..", import.meta.url);
 const SHARED_TIMEOUT_MS = 10_000;
 
@@ -10,9 +13,18 @@ const policy = globalThis.trustedTypes?.createPolicy("service-worker", {
 }) ?? { createScriptURL: () => new URL("sw.js", ROOT).href };
 
 // Browsers have service workers only where the connection is safe: with TLS, or on this machine.
-if ("serviceWorker" in navigator) {
+export function install() {
+  if (!("serviceWorker" in navigator)) return;
   if (document.readyState === "complete") register();
   else addEventListener("load", register);  // the page itself comes first
+  const { serviceWorker } = navigator, isFirst = !serviceWorker.controller;
+  serviceWorker.addEventListener("controllerchange", () => {
+    if (!isFirst) showToast(t("newVersion"), { action: t("reload"), onAction: () => location.reload() });
+  });
+  // A page that stays open does not navigate, so the browser would look for a version once a day.
+  document.addEventListener("visibilitychange", async () => {
+    if (!document.hidden) (await serviceWorker.getRegistration(ROOT))?.update().catch(() => {});
+  });
   if (new URLSearchParams(location.search).has("shared")) takeSharedPicture();
 }
 

@@ -11,6 +11,7 @@ import {
 import { FramePlayer } from "./frames.js";
 import { nameStatus, titleOf } from "./history.js";
 import { followJob, hasEnded, hasExpiredImages } from "./job-stream.js";
+import { shrinkForScreen } from "./picture.js";
 import { retry } from "./retry.js";
 import { createKey } from "./submit-view.js";
 import { formatDate, formatDuration, formatNumber, formatPercent, t, tOr } from "./text.js";
@@ -21,17 +22,19 @@ const PREVIEW_TIMEOUT_SECONDS = 60;
 export class JobView {
   // onReuse(job, kind): opens the editor with the job, or with its result as "photo" or "style".
   // onCreated(job): a retry. onDelete(job). onChange(job): a newer state. onPreview(job, blob).
-  // findFile(digest): a local file, or null.
+  // onMissing(id): the service does not have the job.
+  // findPicture(digest): a blob that the page has, or null.
   constructor(viewer, callbacks) {
     Object.assign(this, { viewer, ...callbacks });
     this.showError = (message) => showError(byId("job-error"), message);
+    this.running = new Set();
     this.chart = new LossChart(byId("chart"));
     this.frames = new FramePlayer(byId("frames"), {
       onFrame: (frame) => this.viewer.showFrame(frame),
       onError: (error) => this.showError(error.message),
     });
     const onClick = (id, action) =>
-      byId(id).addEventListener("click", () => this.#run(action));
+      byId(id).addEventListener("click", () => this.#run(id, action));
     onClick("stop", () => this.#cancel());
     onClick("cancel", async () => { await this.#cancel(); this.onReuse(this.job); });
     onClick("download", () => this.#download());
@@ -52,17 +55,21 @@ export class JobView {
     byId("strength").addEventListener("change", () => this.#updateStrength());
   }
 
-  // Runs an action of the user. Its error is not shown if another job is open by then.
-  async #run(action) {
-    const { signal } = this.closing;
+  // Runs an action of the user, named by its button: many clicks are one action. Its error is not
+  // shown if another job is open by then.
+  async #run(name, action) {
+    const { closing: { signal }, running } = this;
+    if (running.has(name)) return;
+    running.add(name);
     this.showError();
     try {
       await action();
     } catch (error) {
       if (signal.aborted) return;
+      if (error.code === "job_not_found") return this.#showMissing(error);  // as by another tab
       this.showError(error.message);
       for (const id of ["stop", "cancel"]) byId(id).disabled = false;
-    }
+    } finally { running.delete(name); }
   }
 
   async open(id) {
@@ -73,16 +80,21 @@ export class JobView {
     try {
       await followJob(`v1/jobs/${id}`, { signal, onJob, onError: this.showError });
     } catch (error) {
-      if (signal.aborted) return;
-      this.#clear(id);
-      this.viewer.clear();
-      const isMissing = error.status === 404;
-      setText("status", t(isMissing ? "status.missing" : "status.failed"));
-      setText("details", isMissing ? t("missingHint") : error.message);
-      setText("canvas-title", t("untitled"));
-      announce(byId("status").textContent);
-      setVisible(byId("chart"), false);
+      if (!signal.aborted) this.#showMissing(error);
     }
+  }
+
+  #showMissing(error) {
+    const { id } = this, isMissing = error.status === 404;
+    this.close();
+    this.#clear(id);
+    this.viewer.clear();
+    setText("status", t(isMissing ? "status.missing" : "status.failed"));
+    setText("details", isMissing ? t("missingHint") : error.message);
+    setText("canvas-title", t("untitled"));
+    announce(byId("status").textContent);
+    setVisible(byId("chart"), false);
+    if (isMissing) this.onMissing(id);
   }
 
   close() {
@@ -134,14 +146,15 @@ export class JobView {
   // Shows the photo at once, so that the picture has its place from the beginning; and the styles.
   async #showInputs(job, signal) {
     const { content, styles } = job.input;
-    const load = async (digest) => this.findFile(digest)
-      ?? retry(() => getBlob(`v1/images/${digest}`, { signal }), { signal }).catch(() => null);
+    const load = async (digest) => this.findPicture(digest)
+      ?? retry(() => getBlob(`v1/images/${digest}`, { signal }), { signal })
+        .then(shrinkForScreen).catch(() => null);
     this.photo = load(content).then((blob) => {
       if (signal.aborted || !blob) return null;
       this.viewer.showPhoto(blob, t("thePhoto"));
       return blob;
     });
-    if (!this.findFile(content) && !this.viewer.hasPhoto) this.viewer.clear();
+    if (!this.findPicture(content) && !this.viewer.hasPhoto) this.viewer.clear();
     const blobs = await Promise.all(styles.map(load));
     if (signal.aborted) return;
     const images = blobs.filter(Boolean).map((blob) => showBlob(blob, t("theStyle")));

@@ -1,5 +1,7 @@
 // Small bar charts of the operator's page, as SVG: two series per hour, drawn over each other.
 
+import { language } from "./text.js";
+
 const WIDTH = 420, HEIGHT = 100, TOP = 14, BOTTOM = 14;
 
 function createSvg(tag, attributes, text = "") {
@@ -35,4 +37,4 @@ export function drawBars(svg, hours, series, format, label) {
 }
 
 const formatHour = (start) =>
-  new Date(start).toLocaleTimeString([], { hour: "2-digit", minute: "2-digit" });
+  new Date(start).toLocaleTimeString(language, { hour: "2-digit", minute: "2-digit" });

@@ -1,32 +1,36 @@
 // The operator's page: it shows the answers of /v1/operator and sends the operator's actions. All
 // text is set as text. Rows stay while their data change, so that focus stays too.
 
-import { apiKey, getJson, ROOT, sendJson } from "./api.js";
+import { apiKey, request, ROOT, sendJson } from "./api.js";
 import { byId, createElement, setText, setVisible, showError } from "./dom.js";
 import { drawBars } from "./operator-chart.js";
+import { tr, translateDocument } from "./operator-text.js";
+import { addLanguageSwitch, language, loadTexts } from "./text.js";
 
 const POLL_MS = 3000, SLOW_MS = 30_000;  // of status and queue; of hours and keys
 const CONFIRM_MS = 5000;
 const PAGE_JOBS = 50;
 let limit = PAGE_JOBS, names = {}, hours = null;
+let clockSkew = 0;  // ms, of this machine's clock against the service's
 
-const formatNumber = (value) => value.toLocaleString("en");
+const formatNumber = (value) => value.toLocaleString(language);
 const formatBytes = (bytes) => (bytes < 1e9
   ? `${Math.round(bytes / 1e6)} MB` : `${(bytes / 1e9).toFixed(bytes < 1e10 ? 1 : 0)} GB`);
-const formatTime = (text) => (text ? new Date(text).toLocaleString() : "never");
+const formatTime = (text) => (text ? new Date(text).toLocaleString(language) : tr("never"));
 const nameOwner = (id) => names[id] ?? id;
 
 function formatSeconds(seconds) {
   if (seconds === null) return "–";
-  if (seconds < 90) return `${seconds.toFixed(seconds < 10 ? 1 : 0)} s`;
-  return seconds < 5400 ? `${Math.round(seconds / 60)} min` : `${(seconds / 3600).toFixed(1)} h`;
+  if (seconds < 90) return tr("{n} s", { n: seconds.toFixed(seconds < 10 ? 1 : 0) });
+  return seconds < 5400
+    ? tr("{n} min", { n: Math.round(seconds / 60) }) : tr("{n} h", { n: (seconds / 3600).toFixed(1) });
 }
 
 // ------------------------------------------------------------------ the key
 
 apiKey.onRequired((wasRefused) => askForKey(wasRefused
-  ? "This key is not valid. Enter the key of an operator."
-  : "Enter the key of an operator: impasto keys create NAME --admin makes one."));
+  ? tr("This key is not valid. Enter the key of an operator.")
+  : tr("Enter the key of an operator: impasto keys create NAME --admin makes one.")));
 
 function askForKey(text) {
   setText("key-message", text);
@@ -60,7 +64,7 @@ async function act(address, body) {
 // about: what the button acts on, for screen readers.
 function createButton(text, about, onclick) {
   const button = createElement("button", { type: "button", onclick });
-  setButtonText(button, text, about);
+  setButtonText(button, tr(text), about);
   return button;
 }
 
@@ -78,13 +82,13 @@ function createSafeButton(text, about, onclick) {
       onclick();
       return;
     }
-    setButtonText(button, `${text}: sure?`, about);
+    setButtonText(button, tr("{text}: sure?", { text: tr(text) }), about);
     timer = setTimeout(reset, CONFIRM_MS);
   });
   function reset() {
     clearTimeout(timer);
     timer = null;
-    setButtonText(button, text, about);
+    setButtonText(button, tr(text), about);
   }
   button.className = "danger";
   return button;
@@ -145,14 +149,16 @@ function createRow({ id, cells }, actions) {
 
 function showFigures(figures) {
   byId("figures").replaceChildren(...figures.map(([name, value]) => createElement(
-    "div", {}, createElement("dt", { textContent: name }), createElement("dd", { textContent: value }))));
+    "div", {}, createElement("dt", { textContent: tr(name) }), createElement("dd", { textContent: value }))));
 }
 
 function showStatus(status) {
   const { intake_paused_at: paused, disk, expiry, workers } = status;
-  setText("intake-state", paused ? `Paused since ${formatTime(paused)}` : "Accepts jobs");
+  setText("intake-state", paused
+    ? tr("Paused since {time}", { time: formatTime(paused) }) : tr("Accepts jobs"));
   byId("intake").value = paused ? "resume" : "pause";
-  byId("intake").textContent = paused ? "Accept jobs again" : "Pause: accept no new jobs";
+  byId("intake").textContent = paused
+    ? tr("Accept jobs again") : tr("Pause: accept no new jobs");
   const total = hours?.total;
   showFigures([
     ["Waiting", formatNumber(status.queued)],
@@ -163,8 +169,9 @@ function showStatus(status) {
     ["Wait, 95 %", formatSeconds(total?.wait_p95_seconds ?? null)],
     ["Ended, 24 h", total ? formatNumber(total.succeeded + total.failed + total.canceled + total.expired) : "–"],
     ["Failed, 24 h", total ? formatNumber(total.failed) : "–"],
-    ["Disk free", `${formatBytes(disk.free_bytes)} of ${formatBytes(disk.total_bytes)}`],
-    ["Quota", disk.quota_bytes ? formatBytes(disk.quota_bytes) : "none"],
+    ["Disk free", disk.total_bytes === null ? tr("a bucket") : tr("{free} of {total}", {
+      free: formatBytes(disk.free_bytes), total: formatBytes(disk.total_bytes) })],
+    ["Quota", disk.quota_bytes ? formatBytes(disk.quota_bytes) : tr("none")],
     ["Results kept", formatNumber(expiry.with_pictures)],
     ["Expire in 24 h", formatNumber(expiry.expiring_within_a_day)],
     ["Pictures in use", formatNumber(expiry.pictures)],
@@ -176,8 +183,8 @@ function showStatus(status) {
     cells: [
       id || name, info ? `${info.device}, ${info.precision}` : suspension?.device ?? "",
       info?.network ?? "", info?.max_size_px ? `${info.max_size_px} px` : "",
-      pools.map((pool) => pool || "all").join(", "), describeState(suspension, name),
-      job ? `${job}, ${nameOwner(owner)}` : "idle",
+      pools.map((pool) => pool || tr("all")).join(", "), describeState(suspension, name),
+      job ? `${job}, ${nameOwner(owner)}` : tr("idle"),
       progress === null ? "" : `${Math.round(100 * progress)} %`,
     ],
   })), (row) => {
@@ -191,18 +198,18 @@ function showStatus(status) {
 }
 
 function describeState(suspension, name) {
-  if (!suspension) return "active";
+  if (!suspension) return tr("active");
   const { kind, reason } = suspension;
-  if (kind === "draining" && !name) return "drained";
-  return kind.replaceAll("_", " ") + (reason ? `: ${reason}` : "");
+  const state = kind === "draining" && !name ? "drained" : kind.replaceAll("_", " ");
+  return tr(state) + (reason ? `: ${reason}` : "");
 }
 
 function showQueue({ jobs, total }) {
-  const now = Date.now();
+  const now = Date.now() - clockSkew;
   showRows("queue", jobs.map((job) => ({
     id: job.id,
     cells: [
-      String(job.position + 1), job.id, nameOwner(job.owner), job.priority,
+      String(job.position + 1), job.id, nameOwner(job.owner), tr(job.priority),
       job.size ? `${job.size} px` : "", formatSeconds(Math.max(0, (now - Date.parse(job.created_at)) / 1000)),
     ],
   })), (id) => [
@@ -217,25 +224,26 @@ function showHours() {
   const { total } = hours;
   drawBars(byId("jobs-chart"), hours.hours, [
     ["succeeded", (hour) => hour.succeeded + hour.failed], ["failed", (hour) => hour.failed],
-  ], formatNumber, `Last 24 hours: ${total.succeeded} jobs succeeded, ${total.failed} failed.`);
+  ], formatNumber, tr("Last 24 hours: {succeeded} jobs succeeded, {failed} failed.", total));
   drawBars(byId("waits-chart"), hours.hours, [
     ["p95", (hour) => hour.wait_p95_seconds], ["p50", (hour) => hour.wait_p50_seconds],
-  ], formatSeconds, `Last 24 hours: the median wait was ${formatSeconds(total.wait_p50_seconds)}, `
-    + `95 % waited at most ${formatSeconds(total.wait_p95_seconds)}.`);
+  ], formatSeconds, tr("Last 24 hours: the median wait was {p50}, 95 % waited at most {p95}.", {
+    p50: formatSeconds(total.wait_p50_seconds), p95: formatSeconds(total.wait_p95_seconds) }));
   showRows("failures", Object.entries(total.failures).sort((a, b) => b[1] - a[1])
     .map(([code, count]) => ({ id: code, cells: [code, formatNumber(count)] })));
 }
 
 function showKeys({ keys, limits }) {
   names = Object.fromEntries(keys.map(({ key }) => [key.id, key.name]));
-  setText("limits", `Limits of each key: ${formatNumber(limits.submissions_per_minute)} submissions and `
-    + `${formatNumber(limits.requests_per_minute)} other requests a minute, ${formatNumber(limits.max_jobs)} `
-    + `unfinished jobs, ${formatNumber(limits.max_uploads)} uploads, ${formatBytes(limits.max_upload_bytes)}.`);
+  setText("limits", tr("Limits of each key: {submissions} submissions and {requests} other requests a minute, {jobs} unfinished jobs, {uploads} uploads, {bytes}.", {
+    submissions: formatNumber(limits.submissions_per_minute), requests: formatNumber(limits.requests_per_minute),
+    jobs: formatNumber(limits.max_jobs), uploads: formatNumber(limits.max_uploads),
+    bytes: formatBytes(limits.max_upload_bytes) }));
   showRows("keys", keys.map(({ key, usage }) => ({
     id: key.id,
     className: key.revoked ? "revoked" : "",
     cells: [
-      key.name, key.id, [key.priority, key.pool, key.admin && "operator"].filter(Boolean).join(", "), formatTime(key.last_used_at),
+      key.name, key.id, [tr(key.priority), key.pool, key.admin && tr("operator")].filter(Boolean).join(", "), formatTime(key.last_used_at),
       formatNumber(usage.queued), formatNumber(usage.running), formatNumber(usage.jobs),
       `${formatNumber(usage.uploads)}, ${formatBytes(usage.upload_bytes)}`,
     ],
@@ -253,7 +261,11 @@ async function revoke(id) {
 
 // ------------------------------------------------------------------ polling
 
-const read = (part) => getJson(`v1/operator/${part}`);
+async function read(part) {
+  const response = await request(`v1/operator/${part}`), date = Date.parse(response.headers.get("Date"));
+  if (date) clockSkew = Date.now() - date;
+  return response.json();
+}
 
 async function show(action) {
   try {
@@ -266,7 +278,7 @@ async function show(action) {
     if (error.code !== "admin_required") return;
     setVisible(byId("service"), false);
     apiKey.forget();
-    await askForKey("This key may not operate the service. Enter the key of an operator.");
+    await askForKey(tr("This key may not operate the service. Enter the key of an operator."));
     await updateSlowly();
   }
 }
@@ -298,6 +310,9 @@ async function poll(action, pauseMs) {
 for (const link of document.querySelectorAll("a.brand")) link.href = ROOT.href;
 start();
 async function start() {
+  await loadTexts();
+  translateDocument();
+  addLanguageSwitch(byId("language"));
   await updateSlowly();
   poll(update, POLL_MS);
   setTimeout(() => poll(updateSlowly, SLOW_MS), SLOW_MS);

@@ -1,18 +1,22 @@
 // A picture that the user has chosen. It is uploaded once; its digest identifies it from then on.
 
 import { getBlob, upload } from "./api.js";
-import { createElement, encodeCanvas } from "./dom.js";
+import { createElement, encodeCanvas, hideBlob, showBlob } from "./dom.js";
 import { getForm } from "./schema.js";
 import { formatPercent, t, tOr } from "./text.js";
 
-const MAX_SIDE = 4096;  // of a picture that this page makes smaller
+const MAX_SIDE = 4096;  // of a picture that this page makes smaller to upload it
+// A picture with more pixels is shown smaller: a phone has no memory for 40 megapixels, decoded for
+// its tile and again for the canvas.
+const SCREEN_PIXELS = 12e6, SCREEN_SIDE = 2560;
 
 export class Picture {
   constructor(file, name) {
     Object.assign(this, { file, name: name || t("picture"), source: null });
     // uploading: the pending or successful upload. weight: the share in a mixture, 0 to 100.
     Object.assign(this, { digest: null, uploading: null, weight: 50, error: "", progress: null });
-    Object.assign(this, { reduced: false, onProgress: () => {} });
+    // screen: what the page shows, once `prepare` has made it.
+    Object.assign(this, { reduced: false, screen: null, onProgress: () => {} });
   }
 
   // A sample of this page; its file is fetched when the service needs it. source: its name.
@@ -26,8 +30,14 @@ export class Picture {
   static async fromDigest(digest, name) {
     const picture = new Picture(await getBlob(`v1/images/${digest}`), name);
     // Not every browser can show what the service can read, such as HEIC.
-    const { width, height } = await createImageBitmap(picture.file).catch(() => ({}));
+    const [width, height] = await measure(picture.file).catch(() => []);
     return Object.assign(picture, { digest, width, height });
+  }
+
+  // Makes the picture that the page shows, once.
+  prepare() {
+    this.preparing ??= shrinkForScreen(this.file).then((blob) => { this.screen = blob; });
+    return this.preparing;
   }
 
   get isReady() { return Boolean(this.digest || this.source); }
@@ -77,28 +87,44 @@ export class Picture {
     });
   }
 
-  // The browser scales while it decodes, so that a phone does not need the memory of the original.
   async #shrink() {
-    const original = await loadImage(this.file);
-    const scale = Math.min(1, MAX_SIDE / Math.max(original.naturalWidth, original.naturalHeight));
-    const [width, height] = [original.naturalWidth, original.naturalHeight]
-      .map((side) => Math.max(1, Math.round(side * scale)));
-    const bitmap = await createImageBitmap(this.file, {
-      resizeWidth: width, resizeHeight: height, resizeQuality: "high" });
-    const canvas = createElement("canvas", { width, height }), context = canvas.getContext("2d");
-    Object.assign(context, { fillStyle: "white" }).fillRect(0, 0, width, height);
-    context.drawImage(bitmap, 0, 0);
-    bitmap.close();
+    const canvas = await draw(this.file, MAX_SIDE, "white");
     this.reduced = true;
     return encodeCanvas(canvas, "image/jpeg", 0.94);
   }
 }
 
-// Loads a blob into an image without a place on the page.
-export async function loadImage(blob) {
-  const src = URL.createObjectURL(blob), image = createElement("img", { src });
+// Returns the picture itself, or a smaller one if its pixels are too many to show; also itself if
+// the browser cannot read it.
+export async function shrinkForScreen(blob) {
   try {
-    await image.decode();
-    return image;
-  } finally { URL.revokeObjectURL(src); }
+    const [width, height] = await measure(blob);
+    if (width * height <= SCREEN_PIXELS) return blob;
+    return await encodeCanvas(await draw(blob, SCREEN_SIDE), "image/webp", 0.9);
+  } catch { return blob; }
+}
+
+// Returns width and height without decoding the pixels.
+async function measure(blob) {
+  const image = createElement("img");
+  try {
+    await new Promise((resolve, reject) => {
+      Object.assign(image, { onload: resolve, onerror: reject });
+      showBlob(blob, "", image);
+    });
+    return [image.naturalWidth, image.naturalHeight];
+  } finally { hideBlob(image); }
+}
+
+// Draws the picture with at most so many pixels a side. Only one decoded copy exists, for a moment.
+async function draw(blob, maxSide, background = null) {
+  const sides = await measure(blob), scale = Math.min(1, maxSide / Math.max(...sides));
+  const [width, height] = sides.map((side) => Math.max(1, Math.round(side * scale)));
+  const bitmap = await createImageBitmap(blob, {
+    resizeWidth: width, resizeHeight: height, resizeQuality: "high" });
+  const canvas = createElement("canvas", { width, height }), context = canvas.getContext("2d");
+  if (background) Object.assign(context, { fillStyle: background }).fillRect(0, 0, width, height);
+  context.drawImage(bitmap, 0, 0);
+  bitmap.close();
+  return canvas;
 }

@@ -17,7 +17,9 @@ self.addEventListener("install", (event) => event.waitUntil(install()));
 
 async function install() {
   const cache = await caches.open(CACHE);
-  await cache.addAll(SHELL.map((path) => new URL(path, SCOPE).href));
+  const texts = /^zh/i.test(navigator.languages.find((tag) => /^(zh|en)\b/i.test(tag))) ? "zh" : "en";
+  const paths = [...SHELL, `web-${VERSION}/text-${texts}.js`];
+  await cache.addAll(paths.map((path) => new URL(path, SCOPE).href));
   // A job's page is the same document, one folder deeper: the API makes it like this, too.
   const document = await find("./"), html = await document.text();
   const jobPage = new Response(html.replaceAll('="./', '="../'), { headers: document.headers });

@@ -13,8 +13,10 @@ import { retry } from "./retry.js";
 import { getForm } from "./schema.js";
 import { StyleWeights } from "./style-weights.js";
 import { t } from "./text.js";
+import { createThumbnail } from "./thumbnail.js";
 
 const SAVE_MS = 400;
+const EMPTY_PRESETS = [0, 2, 5];  // whose pictures the empty filmstrip shows
 
 export const sampleAddress = (name) => new URL(`gallery/${name}`, import.meta.url).href;
 
@@ -38,6 +40,7 @@ export class SubmitView {
     this.styleMasks = new Map();  // the digests of an earlier job's, by style
     byId("mix-styles").addEventListener("click", () => this.setMixing(!this.style.isMixing));
     byId("try-all").addEventListener("click", onTryAll);
+    byId("auto-regions").addEventListener("click", () => this.parameters.toggleRegions());
     byId("welcome-choose").addEventListener("click", () => this.photo.button.click());
     byId("submit-form").addEventListener("submit", (event) => {
       event.preventDefault();
@@ -99,6 +102,9 @@ export class SubmitView {
     this.style.setSamples(ofKind("painting"));
     this.parameters.showPresets(byId("presets"), schema.presets, gallery.length);
     this.parameters.showLimits(byId("job-limits"), schema.limits);
+    setVisible(byId("auto-regions"), schema.parameters.regions);
+    const empty = EMPTY_PRESETS.map((i) => createThumbnail({ row: gallery.length + i, rows }));
+    byId("history-empty").prepend(...empty);
     if (!this.isReused) await this.#restoreDraft();
     this.parameters.addEventListener("change", () => this.update());
     this.update();
@@ -116,6 +122,7 @@ export class SubmitView {
 
   update() {
     byId("mix-styles").setAttribute("aria-pressed", this.style.isMixing);
+    byId("auto-regions").setAttribute("aria-pressed", this.parameters?.hasRegions ?? false);
     showError(byId("submit-error"));
     this.showPicture();
     if (this.isLoaded) this.isInUse = true;
@@ -135,10 +142,11 @@ export class SubmitView {
   showPicture() {
     const [photo] = this.photo.pictures, [style] = this.style.pictures, { viewer } = this;
     if (!this.isOpen || !photo || !style) return;
+    if (!photo.source && !photo.screen) return photo.prepare().then(() => this.showPicture());
     const isSample = Boolean(photo.source && style.source && this.style.pictures.length === 1
       && !this.masks.hasMasks && !this.masks.isOpen);
     const alt = t("pictureNamed", { kind: t("photo.title"), name: photo.words ?? photo.name });
-    const source = photo.source ? sampleAddress(`${photo.source}-photo.avif`) : photo.file;
+    const source = photo.source ? sampleAddress(`${photo.source}-photo.avif`) : photo.screen;
     viewer.showPhoto(source, alt, photo);
     if (isSample) {
       const name = t("photoInStyle", { photo: photo.name, style: style.name });

@@ -1,6 +1,5 @@
-// The texts of the page in English, by key. {name} is replaced by a value; a text that depends on
-// the number n may have one form per plural category. Descriptions of parameters and most errors
-// are not here: the service words them in English.
+// The texts of the page in English, by key. {name} is replaced by a value. Descriptions of
+// parameters and most errors are not here: the service words them in English.
 
 export default {
   skip: "Skip to content",
@@ -51,9 +50,11 @@ export default {
   "sample.marbling": "Marbling",
 
   styleTools: "More about the style",
-  tryAll: "Try all styles",
-  mixStyles: "Blend several",
+  tryAll: "Try all",
+  mixStyles: "Blend",
   mask: "Mask",
+  autoRegions: "Auto regions",
+  autoRegionsHint: "Sky to sky, skin to skin: like parts take like strokes",
   maskTools: "Mask",
   maskLayer: "Mask: arrow keys move the brush, space paints",
   maskHint: "Brush the areas where this style applies",
@@ -137,8 +138,8 @@ export default {
   "parameter.reuse": "Reuse an equal painting",
   "parameter.webhook": "Webhook",
   "parameter.pool": "Pool",
-  "value.preserve_color.none": "Of the style",
-  "value.preserve_color.luminance": "Of the photo",
+  "value.preserve_color.none": "Style",
+  "value.preserve_color.luminance": "Photo",
   "value.preserve_color.match": "Matched",
   "value.preserve_color.histogram": "By histogram",
   "value.quality.draft": "Draft",
@@ -226,6 +227,7 @@ export default {
   delete: "Delete",
   deleteNamed: "Delete {name}",
   deleted: "Painting deleted.",
+  deletedMany: "{n} paintings deleted.",
   notDeleted: "The painting is not deleted. {message}",
   newPainting: "New painting",
   detailsTitle: "Details",
@@ -241,6 +243,7 @@ export default {
   viewerTools: "View",
   original: "Original",
   originalHint: "Press and hold to see the photo",
+  sideBySide: "Side by side",
   zoomIn: "Zoom in",
   zoomOut: "Zoom out",
   zoomHint: "Show at 100 %, or fit",
@@ -252,6 +255,19 @@ export default {
   result: "result",
   saveVideo: "Save video",
 
+  select: "Select",
+  selectNamed: "Select {name}",
+  selectHint: "Click the paintings",
+  selected: "{n} selected",
+  compare: "Compare",
+  downloadZip: "Download ZIP",
+  zipProgress: "{done} of {n} downloaded",
+  zipTooLarge: "Together they are more than 4 GB. Select fewer.",
+  left: "Left",
+  right: "Right",
+  swap: "Swap",
+  newVersion: "There is a new version of this page.",
+  reload: "Reload",
   paintings: "Your paintings",
   filter: "Which paintings",
   "filter.all": "All",

@@ -1,7 +1,5 @@
 // The texts of the page in the user's language: one dictionary per language, looked up by key.
 
-import chinese from "./text-zh.js";
-import english from "./text-en.js";
 import { deviceStorage } from "./storage.js";
 
 const STORAGE_NAME = "impasto language";
@@ -13,15 +11,18 @@ const supported = (tag) => (/^zh\b/i.test(tag) ? "zh-CN" : /^en\b/i.test(tag) &&
 // What the user chose, else the first language of the browser that the page has.
 export const language = supported(deviceStorage.get(STORAGE_NAME))
   || navigator.languages.map(supported).find(Boolean) || "en";
-const dictionary = language === "en" ? english : chinese;
-const plurals = new Intl.PluralRules(language);
 
-// Returns the text of a key with its {values}. A text may depend on the number n.
+let dictionary = {};
+
+// Loads the dictionary of the language, and no other. Nothing may ask for a text before.
+export async function loadTexts() {
+  const { default: texts } = await import(language === "en" ? "./text-en.js" : "./text-zh.js");
+  dictionary = texts;
+}
+
+// Returns the text of a key with its {values}.
 export function t(key, values = {}) {
-  let text = dictionary[key];
-  if (text === undefined) return key;
-  if (typeof text === "object") text = text[plurals.select(values.n)] ?? text.other;
-  return text.replace(/\{(\w+)\}/g, (_, name) => values[name] ?? "");
+  return (dictionary[key] ?? key).replace(/\{(\w+)\}/g, (_, name) => values[name] ?? "");
 }
 
 // Lets a button switch to the other language; the page is loaded again.

@@ -16,6 +16,7 @@ export class Viewer {
     this.divider = byId("divider");
     this.blend = byId("blend");
     Object.assign(this, { pointers: new Map(), ratio: 4 / 3, result: null, zoom: 1, x: 0, y: 0 });
+    this.isSplit = false;
     this.clear();
     this.divider.addEventListener("input", () => this.render());
     this.blend.addEventListener("input", () => this.render());
@@ -24,6 +25,7 @@ export class Viewer {
     onClick("zoom-in", () => this.zoomBy(ZOOM_STEP));
     onClick("zoom-out", () => this.zoomBy(1 / ZOOM_STEP));
     onClick("zoom", () => this.toggleFullSize());
+    onClick("side-by-side", () => { this.isSplit = !this.isSplit; this.fit(); });
     onClick("full-screen", () => this.toggleFullScreen());
     setVisible(byId("full-screen"), document.fullscreenEnabled);
     this.#addHold(byId("hold"));
@@ -120,11 +122,19 @@ export class Viewer {
     requestAnimationFrame(step);
   }
 
-  // ---- geometry: the picture fits the stage at zoom 1; x and y are its corner, in px of the stage.
+  // ---- geometry: the picture fits its space at zoom 1; x and y are its corner, in px of the space:
+  // the stage, or each half of it if the pictures are side by side.
+
+  get isCompared() { return this.hasPhoto && this.hasPainting; }
+
+  get space() {
+    const { clientWidth, clientHeight } = this.stage;
+    const isHalf = this.isSplit && this.isCompared;
+    return { width: isHalf ? clientWidth / 2 : clientWidth, height: clientHeight };
+  }
 
   get fitted() {
-    const { clientWidth, clientHeight } = this.stage;
-    const width = Math.min(clientWidth, clientHeight * this.ratio);
+    const { space } = this, width = Math.min(space.width, space.height * this.ratio);
     return { width, height: width / this.ratio };
   }
 
@@ -135,14 +145,14 @@ export class Viewer {
   }
 
   render() {
-    const { stage, fitted } = this, { clientWidth, clientHeight } = stage;
+    const { stage, fitted, space, isCompared } = this;
     const width = fitted.width * this.zoom, height = fitted.height * this.zoom;
-    const place = (corner, size, space) =>
-      (size <= space ? (space - size) / 2 : Math.min(0, Math.max(space - size, corner)));
-    this.x = place(this.x, width, clientWidth);
-    this.y = place(this.y, height, clientHeight);
-    const left = Math.max(0, this.x), right = Math.min(clientWidth, this.x + width);
-    const share = this.divider.value / 100, isCompared = this.hasPhoto && this.hasPainting;
+    const place = (corner, size, all) =>
+      (size <= all ? (all - size) / 2 : Math.min(0, Math.max(all - size, corner)));
+    this.x = place(this.x, width, space.width);
+    this.y = place(this.y, height, space.height);
+    const left = Math.max(0, this.x), right = Math.min(space.width, this.x + width);
+    const share = this.divider.value / 100;
     const set = (name, value) => stage.style.setProperty(`--${name}`, value);
     set("w", `${fitted.width}px`);
     set("h", `${fitted.height}px`);
@@ -154,9 +164,10 @@ export class Viewer {
     set("divider", `${divider}px`);
     set("grip", `${grip}px`);
     set("top", `${Math.max(0, this.y)}px`);
-    set("bottom", `${Math.max(0, clientHeight - this.y - height)}px`);
+    set("bottom", `${Math.max(0, space.height - this.y - height)}px`);
     set("blend", this.hasPhoto ? this.blend.value / 100 : 1);
-    stage.classList.toggle("comparing", isCompared);
+    stage.classList.toggle("comparing", isCompared && !this.isSplit);
+    stage.classList.toggle("split", isCompared && this.isSplit);
     stage.classList.toggle("whole", !share);
     stage.classList.toggle("zoomed", this.zoom > 1.001);
     stage.classList.toggle("pixelated", this.zoom > Math.max(1.001, 2 * this.fullZoom));
@@ -164,7 +175,9 @@ export class Viewer {
     byId("zoom").setAttribute("aria-pressed", isFull);
     setText("zoom-level", formatPercent(this.zoom / this.fullZoom));
     setVisible(byId("viewer-tools"), this.hasPainting || this.hasPhoto);
-    setVisible(byId("hold"), isCompared);
+    setVisible(byId("hold"), isCompared && !this.isSplit);
+    setVisible(byId("side-by-side"), isCompared);
+    byId("side-by-side").setAttribute("aria-pressed", this.isSplit);
     setValueText(this.divider, t("dividerValue", { percent: formatPercent(share) }));
     setValueText(this.blend, formatPercent(this.blend.value / 100));
     this.onRender?.();
@@ -172,8 +185,7 @@ export class Viewer {
 
   // Keeps the point of the stage where it is; without one, the center.
   zoomTo(zoom, point = null) {
-    const { clientWidth, clientHeight } = this.stage;
-    const { x, y } = point ?? { x: clientWidth / 2, y: clientHeight / 2 };
+    const { space } = this, { x, y } = point ?? { x: space.width / 2, y: space.height / 2 };
     const next = Math.min(MAX_ZOOM * Math.max(1, this.fullZoom), Math.max(1, zoom));
     this.x = x - (x - this.x) * next / this.zoom;
     this.y = y - (y - this.y) * next / this.zoom;
@@ -204,11 +216,11 @@ export class Viewer {
 
   #locate({ clientX, clientY }) {
     const { left, top } = this.stage.getBoundingClientRect();
-    return { x: clientX - left, y: clientY - top };
+    return { x: (clientX - left) % this.space.width, y: clientY - top };
   }
 
   showOriginal(isShown) {
-    this.stage.classList.toggle("original", isShown && this.hasPhoto && this.hasPainting);
+    this.stage.classList.toggle("original", isShown && this.isCompared);
   }
 
   // While the button is pressed, the original is shown.

@@ -8,9 +8,6 @@ import time
 from collections.abc import AsyncIterator, Mapping
 from typing import Any
 
-from redis.asyncio import Redis
-from redis.asyncio.retry import Retry
-from redis.backoff import ConstantBackoff
 from redis.exceptions import ResponseError
 
 from core import errors
@@ -18,13 +15,7 @@ from core.jobs import store
 from core.jobs.models import Job, ServiceLoad
 from core.jobs.serialization import parse_job, parse_load, parse_rank
 from core.jobs.store import OnCall
-from core.redis_client import (
-    CONNECT_TIMEOUT_SECONDS,
-    PREFIX,
-    RETRIED_ERRORS,
-    TIMEOUT_SECONDS,
-    CircuitBreaker,
-)
+from core.redis_client import PREFIX, CircuitBreaker, close_async, connect_async
 
 CHANGES = f"{PREFIX}changes"
 SILENCE_SECONDS = 5.0  # without a message; then a ping checks the connection
@@ -36,18 +27,11 @@ class JobReader:
     def __init__(self, redis_url: str, on_call: OnCall | None = None) -> None:
         """on_call: see JobStore."""
         self._on_call = on_call
-        self._redis: Any = Redis.from_url(
-            redis_url,
-            decode_responses=True,
-            encoding_errors="replace",  # for the reason in core/redis_client.py
-            socket_timeout=TIMEOUT_SECONDS,
-            socket_connect_timeout=CONNECT_TIMEOUT_SECONDS,
-            retry=Retry(ConstantBackoff(0.05), 1, supported_errors=RETRIED_ERRORS),
-        )
+        self._redis = connect_async(redis_url)
 
     async def close(self) -> None:
         """Close the connections."""
-        await self._redis.aclose()
+        await close_async(self._redis)
 
     async def get_if_changed(self, known: Mapping[str, Job | None]) -> dict[str, Job | None]:
         """Return the current jobs with these ids; None where there is no such job.

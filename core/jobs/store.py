@@ -7,10 +7,11 @@ or HTTP and reads no settings. It is synchronous; docs/decisions/0002-synchronou
 
 import hashlib
 import json
+import threading
 import time
-from collections.abc import Callable, Collection, Mapping, Sequence
-from contextlib import suppress
-from functools import cache
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
+from functools import cache, partial
 from itertools import chain
 from pathlib import Path
 from typing import Any, Literal
@@ -51,10 +52,13 @@ from core.jobs.statistics import ServiceStatistics, Statistics
 from core.jobs.store_monitor import StoreMonitor
 from core.jobs.suspensions import Suspensions
 from core.redis_client import PREFIX, CircuitBreaker, connect
+from core.storage.location import IdentityFile
 
 LEASE_SECONDS = 5.0
 MAX_UPLOADS = 10_000  # of one owner, unless the caller sets another limit
+DELETION_LOCK_SECONDS = 600.0
 RESERVATION_SECONDS = 600.0  # protects a blob until the operation that uses it
+REPLICATION_MS = 1000  # how long a new job waits for replicas; less than the client's timeout
 WORKER_TTL_MS = 5_000  # a worker sends a heartbeat every second; scripts/common.lua has it as well
 WORKER_FORGET_MS = 60_000  # then the store forgets the description of a worker
 KNOWN_SECONDS = (
@@ -118,20 +122,27 @@ class JobStore:
         *,
         lease_seconds: float = LEASE_SECONDS,
         cooldown_seconds: float = 0,
-        identity_file: Path | None = None,
+        identity_file: IdentityFile | None = None,
         accepts_unsafe: bool = False,
         on_call: OnCall | None = None,
+        replicas: int = 0,
     ) -> None:
         """cooldown_seconds: of the CircuitBreaker, for a process with many concurrent callers.
 
-        identity_file, accepts_unsafe: see StoreMonitor. on_call: gets the name of each Lua function
-        that was called, the seconds it took, and whether it succeeded.
+        replicas: how many must have a job before `create` returns. identity_file, accepts_unsafe:
+        see StoreMonitor. on_call: gets the name of each Lua function that was called, the seconds
+        it took, and whether it succeeded.
         """
         self._redis = connect(redis_url, self._on_connect)
         self._circuit_breaker = CircuitBreaker(cooldown_seconds)
         self.monitor = StoreMonitor(
-            self._redis, self._circuit_breaker, identity_file, accepts_unsafe=accepts_unsafe
+            self._redis,
+            self._circuit_breaker,
+            identity_file,
+            accepts_unsafe=accepts_unsafe,
+            replicas=replicas,
         )
+        self._replicas = replicas
         self.estimates = EstimateQueue(self._redis, self._circuit_breaker)
         self.suspensions = Suspensions(self._redis, self._circuit_breaker)
         self.operations = Operations(
@@ -193,13 +204,19 @@ class JobStore:
         entry = audit.build_entry("job.create", new_id)
         if new_id not in ids:
             entry = audit.build_entry("batch.create", new_id, jobs=len(ids))
-        outcome, created_id = self._call(
-            "create",
-            new_id,
-            json.dumps(ids),
-            json.dumps(submissions),
-            entry=entry,
-        )
+        try:
+            outcome, created_id = self._call(
+                "create",
+                new_id,
+                json.dumps(ids),
+                json.dumps(submissions),
+                entry=entry,
+            )
+        except errors.StoreUnsafe:  # too few replicas have it
+            # With a key, the client's next request may have found the job, and been answered.
+            if "key_hash" not in submissions[0]:
+                self._discard(ids)
+            raise
         if outcome == "conflict":
             raise errors.IdempotencyConflict()
         if outcome == "no_image":
@@ -218,12 +235,16 @@ class JobStore:
         try:
             self.monitor.require_safe()
         except errors.Unavailable:
-            if created_id == new_id:  # not accepted, so it must not run
-                with suppress(errors.Unavailable):
-                    for job_id in ids:
-                        self.delete(job_id)
+            if created_id == new_id:
+                self._discard(ids)
             raise
         return str(created_id)
+
+    def _discard(self, job_ids: Sequence[str]) -> None:
+        """Delete jobs that are stored and not accepted, so that they do not run."""
+        with suppress(errors.Unavailable, errors.NotFound):
+            for job_id in job_ids:
+                self.delete(job_id)
 
     def check_limits(
         self,
@@ -297,10 +318,12 @@ class JobStore:
         """Return the id of the job or batch that this request created before, or None.
 
         key: the idempotency key; request: the hash of the request. Raises IdempotencyConflict if
-        the key belongs to another request.
+        the key belongs to another request, and StoreUnsafe if too few replicas have the job: its
+        first request may have failed for that reason.
         """
         with self._circuit_breaker:
-            replay: Any = self._redis.get(f"{PREFIX}replay:{owner}:{sha256_hex(key)}")
+            name = f"{PREFIX}replay:{owner}:{sha256_hex(key)}"
+            replay: Any = self._run_replicated("get", name)
             if replay is None:
                 return None
             request_hash, found = replay.split(" ")
@@ -814,10 +837,39 @@ class JobStore:
         digests: list[str] = self._call("mark_deleting", self.monitor.identity)
         return digests
 
-    def confirm_deleted(self, digest: str) -> None:
-        """Record that the file of a marked blob is deleted."""
+    def confirm_deleted(self, *digests: str) -> None:
+        """Record that the files of marked blobs are deleted."""
         with self._circuit_breaker:
-            self._redis.srem(f"{PREFIX}deleting", digest)
+            self._redis.srem(f"{PREFIX}deleting", *digests)
+
+    @contextmanager
+    def try_deletion_lock(self, *, renews: bool = False) -> Iterator[bool]:
+        """Try to lock deletions against other machines. Yields whether it did.
+
+        The lock ends after DELETION_LOCK_SECONDS if its process has died; also of a living one,
+        unless it `renews` the lock.
+        """
+        lock = self._redis.lock(
+            f"{PREFIX}deletions", timeout=DELETION_LOCK_SECONDS, thread_local=False
+        )
+        with self._circuit_breaker:
+            is_locked = bool(lock.acquire(blocking=False))
+        over = threading.Event()
+
+        def renew() -> None:
+            while not over.wait(DELETION_LOCK_SECONDS / 10):
+                with suppress(errors.StoreUnavailable, LockNotOwnedError), self._circuit_breaker:
+                    lock.reacquire()
+
+        if is_locked and renews:
+            threading.Thread(target=renew, name="deletion-lock", daemon=True).start()
+        try:
+            yield is_locked
+        finally:
+            over.set()
+            if is_locked:
+                with suppress(LockNotOwnedError), self._circuit_breaker:
+                    lock.release()
 
     def register_orphans(self, digests: Sequence[str], keep_seconds: float) -> int:
         """Let blobs that the store does not know expire after `keep_seconds`. Returns how many."""
@@ -854,9 +906,11 @@ class JobStore:
     def _call(self, function: str, *args: str | int, entry: tuple[str, str] | None = None) -> Any:
         """Call a Lua function. Loads the library if the server does not have it yet.
 
-        entry: of the audit log, with its stream; the function appends it in the same step.
+        entry: of the audit log, with its stream; the function appends it in the same step. Raises
+        StoreUnsafe if too few replicas have a new job; the primary has it.
         """
         version, code = load_library()
+        call = partial(self._run_replicated, "fcall") if function == "create" else self._redis.fcall
         name, keys = f"{version}_{function}", [PREFIX]
         if entry is not None:
             stream, text = entry
@@ -865,17 +919,35 @@ class JobStore:
         try:
             with self._circuit_breaker:
                 try:
-                    result = self._redis.fcall(name, len(keys), *keys, *args)
+                    result = call(name, len(keys), *keys, *args)
                 except ResponseError as error:
                     if NO_FUNCTION not in str(error):
                         raise
                     self._redis.function_load(code, replace=True)
-                    result = self._redis.fcall(name, len(keys), *keys, *args)
+                    result = call(name, len(keys), *keys, *args)
             has_succeeded = True
             return result
         finally:
             if self._on_call is not None:
                 self._on_call(function, time.monotonic() - began, has_succeeded)
+
+    def _run_replicated(self, command: str, *args: Any) -> Any:
+        """Run a command, and wait until the replicas have all that was written before its end.
+
+        Raises StoreUnsafe if too few have it in time.
+        """
+        if not self._replicas:
+            return getattr(self._redis, command)(*args)
+        with self._redis.pipeline(transaction=False) as pipe:
+            getattr(pipe, command)(*args)
+            pipe.set(f"{PREFIX}probe", "1", px=1000)  # WAIT waits for writes of its own connection
+            pipe.wait(self._replicas, REPLICATION_MS)
+            result, _, replicas = pipe.execute()
+        if replicas < self._replicas:
+            raise errors.StoreUnsafe(
+                f"No job is accepted: {replicas} of {self._replicas} replicas of the store have it."
+            )
+        return result
 
     def _call_within_quota(self, function: str, *args: str | int) -> bool:
         """Return whether the function succeeded. Raises QuotaExceeded."""

@@ -9,19 +9,21 @@ import re
 import secrets
 import threading
 import time
-from pathlib import Path
+from contextlib import suppress
 from typing import Any
 
 from redis import Redis
 from redis.exceptions import InvalidResponse, NoPermissionError, ResponseError
+from redis.sentinel import SentinelConnectionPool
 
 from core import errors
 from core.jobs.store_report import Identity, StoreReport
 from core.redis_client import NO_DATABASE, PREFIX, CircuitBreaker, is_outage
-from core.storage.files import atomic_write
+from core.storage.location import IdentityFile
 
 CHECK_SECONDS = 1.0  # a verdict is valid for so long, unless the connection is a new one
 IDENTITY = f"{PREFIX}identity"
+RESTORING = f"{PREFIX}restoring"  # set while a backup is being restored
 # Setting -> the only value that keeps what was accepted, in a crash and without free memory.
 REQUIRED = {
     "appendonly": "yes",
@@ -31,6 +33,10 @@ REQUIRED = {
 }
 MIN_VERSION = 7  # the first with functions
 _NO_DATABASE = "The server has no database of the number after the last /; 0 always exists."
+_FAILOVER_RISK = (
+    "a failover of the store may lose jobs that were accepted just before; "
+    "IMPASTO_STORE_REPLICAS prevents it"
+)
 _NO_REDIS = "There is no Redis server on this port, but another one."
 
 log = logging.getLogger(__name__)
@@ -43,18 +49,21 @@ class StoreMonitor:
         self,
         client: Redis,
         circuit_breaker: CircuitBreaker,
-        identity_file: Path | None = None,
+        identity_file: IdentityFile | None = None,
         *,
         accepts_unsafe: bool = False,
+        replicas: int = 0,
     ) -> None:
         """identity_file: names the store that the pictures beside it belong to.
 
-        accepts_unsafe: `require_safe` tolerates wrong settings.
+        accepts_unsafe: `require_safe` tolerates wrong settings. replicas: how many must have a job.
         """
         self._redis, self._circuit_breaker = client, circuit_breaker
         self._identity_file, self._accepts_unsafe = identity_file, accepts_unsafe
+        self._replicas = replicas
         self._report: StoreReport | None = None
         self.unusable: str | None = None  # why this kind of server cannot be the store
+        self.is_restoring = False  # a restore has not ended: nothing may change the store
         self._valid_until = 0.0
         self._lock = threading.Lock()  # of a check: an older answer must not replace a newer one
         self.identity = ""  # that the pictures belong to; empty: not known
@@ -77,6 +86,12 @@ class StoreMonitor:
         self._report = report
         return report
 
+    def refresh_identity(self) -> None:
+        """Read the identity of the pictures again, if it is in a bucket."""
+        if self._identity_file is not None:
+            with suppress(OSError):
+                self._identity_file.refresh()
+
     def require_safe(self) -> None:
         """Raise StoreUnsafe if an accepted job could be lost; StoreUnavailable."""
         with self._lock:  # so that one check serves all who wait for it
@@ -85,6 +100,11 @@ class StoreMonitor:
                 report = self._check()
         if self.unusable:
             raise errors.StoreUnsafe(f"No job is accepted: {self.unusable}")
+        if self.is_restoring:
+            raise errors.StoreUnsafe(
+                "No job is accepted: a backup is being restored. If its command has ended, repeat "
+                "`impasto restore`."
+            )
         if report.problems and not self._accepts_unsafe:
             raise errors.StoreUnsafe(
                 f"No job is accepted, because the store may lose it: {'; '.join(report.problems)}."
@@ -109,6 +129,7 @@ class StoreMonitor:
             pipe.config_get(*REQUIRED)
             pipe.info()  # servers before 7 refuse a list of sections
             pipe.get(IDENTITY)
+            pipe.get(RESTORING)
             try:
                 answers = pipe.execute(raise_on_error=False)
             except InvalidResponse:
@@ -120,16 +141,32 @@ class StoreMonitor:
         config, info = map(_tolerate_refusal, answers[:2])
         if unusable := _find_unusable(info):
             return StoreReport(problems=[unusable]), unusable
+        self.is_restoring = bool(_tolerate_refusal(answers[3]))
         problems, unchecked = _check_settings(config, info)
+        shortage, risks = self._check_replicas(info)
         identity = self._check_identity(_tolerate_refusal(answers[2]) or None)
-        return StoreReport(problems=problems, unchecked=unchecked, identity=identity), None
+        return StoreReport(
+            problems=problems + shortage, risks=risks, unchecked=unchecked, identity=identity
+        ), None
+
+    def _check_replicas(self, info: dict[str, Any]) -> tuple[list[str], list[str]]:
+        """Return what is wrong with the number of replicas, and what it risks."""
+        if "connected_slaves" not in info:  # the server does not show it; `create` waits anyway
+            return [], []
+        states = (info.get(f"slave{number}", {}) for number in range(info["connected_slaves"]))
+        online = sum(state.get("state") == "online" for state in states)
+        if online < self._replicas:
+            connected = f"{online} {'replica is' if online == 1 else 'replicas are'} connected"
+            return [f"{connected} and IMPASTO_STORE_REPLICAS is {self._replicas}"], []
+        has_failover = isinstance(self._redis.connection_pool, SentinelConnectionPool) or online
+        return [], [_FAILOVER_RISK] if has_failover and not self._replicas else []
 
     def _check_identity(self, stored: str | None) -> Identity:
         """Compare the store's identity with the file's. At the first start, write both."""
         if self._identity_file is None:
             return "unchecked"
         try:
-            self.identity = self._identity_file.read_text(encoding="ascii").strip()
+            self.identity = self._identity_file.read().strip()
         except FileNotFoundError:
             self.identity = stored or self._create_identity()
             return self._write_identity(self._identity_file)
@@ -143,11 +180,10 @@ class StoreMonitor:
         self._redis.set(IDENTITY, secrets.token_hex(16), nx=True)
         return str(self._redis.get(IDENTITY))  # perhaps that of another process
 
-    def _write_identity(self, file: Path) -> Identity:
+    def _write_identity(self, file: IdentityFile) -> Identity:
         try:
-            file.parent.mkdir(parents=True, exist_ok=True)
-            atomic_write(file, lambda path: path.write_text(self.identity + "\n"))
-        except (OSError, errors.StorageFull):  # the next check tries again
+            file.write(self.identity + "\n")
+        except (OSError, errors.Unavailable):  # the next check tries again
             return "unknown"
         return "same"
 
@@ -156,6 +192,8 @@ class StoreMonitor:
         if report.problems != before.problems:
             level = logging.ERROR if report.problems else logging.INFO
             log.log(level, "the store's settings: %s", "; ".join(report.problems) or "safe again")
+        if report.risks and report.risks != before.risks:
+            log.warning("%s", "; ".join(report.risks))
         if report.unchecked and report.unchecked != before.unchecked:
             log.warning("the store does not show %s", ", ".join(report.unchecked))
         if report.identity == before.identity:

@@ -4,22 +4,24 @@ from typing import Literal
 
 from pydantic import BaseModel, ConfigDict
 
-IDENTITY_FILE = "store.identity"  # in the folder of the pictures
+from core.blobs_url import IDENTITY_FILE
+
 Identity = Literal["same", "missing", "changed", "unknown", "unchecked"]
 
 
 class StoreReport(BaseModel):
     """What a check has found.
 
-    problems: settings by which accepted jobs may be lost. unchecked: settings that the server does
-    not show. identity: `same` as that of the picture folder; `missing`: the store is empty;
-    `changed`: it is another store; `unknown`: the folder cannot be read; `unchecked`: this process
-    has no folder of pictures.
+    problems: settings by which accepted jobs may be lost. risks: what may lose them in a failover.
+    unchecked: settings that the server does not show. identity: `same` as that of the picture
+    folder; `missing`: the store is empty; `changed`: it is another store; `unknown`: the folder
+    cannot be read; `unchecked`: this process has no folder of pictures.
     """
 
     model_config = ConfigDict(frozen=True)
 
     problems: list[str] = []
+    risks: list[str] = []
     unchecked: list[str] = []
     identity: Identity = "unchecked"
 

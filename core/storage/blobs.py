@@ -9,6 +9,7 @@ import io
 import logging
 import os
 import re
+import shutil
 import tempfile
 import threading
 import time
@@ -21,6 +22,7 @@ from typing import Any, BinaryIO
 from cachetools import TTLCache
 
 from core import errors
+from core.storage.files import fsync
 
 log = logging.getLogger(__name__)
 
@@ -44,7 +46,7 @@ def is_digest(text: str) -> bool:
 
 
 @contextmanager
-def _translate_write_errors() -> Iterator[None]:
+def translate_write_errors() -> Iterator[None]:
     """Raise StorageFull for any OSError inside."""
     try:
         yield
@@ -63,7 +65,7 @@ def _translate_read_errors() -> Iterator[None]:
         raise errors.Unavailable("Pictures cannot be read at the moment; try again.") from error
 
 
-def _report_damage(digest: str) -> errors.ImageDamaged:
+def report_damage(digest: str) -> errors.ImageDamaged:
     """Log a damaged blob, and return the error to raise."""
     log.error("the picture %s is damaged on the disk", digest)
     return errors.ImageDamaged(
@@ -90,17 +92,17 @@ class PendingBlob(io.BufferedRandom):
 
     def write(self, data: Any) -> int:
         """As for any file. Raises StorageFull."""
-        with _translate_write_errors():
+        with translate_write_errors():
             return super().write(data)
 
     def flush(self) -> None:
         """As for any file. Raises StorageFull."""
-        with _translate_write_errors():
+        with translate_write_errors():
             super().flush()
 
     def seek(self, offset: int, whence: int = os.SEEK_SET) -> int:
         """As for any file, which first flushes its buffer. Raises StorageFull."""
-        with _translate_write_errors():
+        with translate_write_errors():
             return super().seek(offset, whence)
 
     @cached_property
@@ -121,7 +123,11 @@ class Blobs:
     """A folder of blobs, spread over 256 sub-folders. Many processes may use it at once.
 
     A read returns the bytes that the digest names, or raises ImageDamaged. Thread-safe.
+    s3.py stores them in a bucket instead.
     """
+
+    is_shared = False  # whether other machines may delete blobs, too
+    deletion_batch = 1  # how many `delete` should get at once
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder
@@ -134,41 +140,43 @@ class Blobs:
 
         Raises StorageFull.
         """
-        with _translate_write_errors():
+        with translate_write_errors():
             self._pending_folder.mkdir(parents=True, exist_ok=True)
             handle, path = tempfile.mkstemp(dir=self._pending_folder)
         return PendingBlob(handle, Path(path))
 
-    def put(self, data: bytes) -> str:
+    def put(self, data: bytes, content_type: str = "") -> str:
         """Store the bytes as `commit` does, and return their digest."""
         with self.pending() as file:
             file.write(data)
-            return self.commit(file)
+            return self.commit(file, content_type)
 
-    def commit(self, file: PendingBlob) -> str:
+    def commit(self, file: PendingBlob, content_type: str = "") -> str:  # noqa: ARG002
         """Publish the file as a blob and return its digest.
 
         When this returns, the blob is on disk (fsync of the file and of its folders). Raises
-        StorageFull if the folder cannot be written.
+        StorageFull if the folder cannot be written. content_type: for links to a bucket.
         """
-        path = self._path(file.digest)
-        with _translate_write_errors():
+        with translate_write_errors():
             # Also if the blob exists already: the time taken must not reveal that another client
             # has sent the same file.
-            path.parent.mkdir(parents=True, exist_ok=True)
             os.fsync(file.fileno())
-            file.path.replace(path)
-            self._sync_folders(path)
+        self._sync_folders(self._move(file))
         return file.digest
+
+    def _move(self, file: PendingBlob) -> Path:
+        """Rename the file to its place among the blobs, and return its path."""
+        path = self._path(file.digest)
+        with translate_write_errors():
+            path.parent.mkdir(parents=True, exist_ok=True)
+            file.path.replace(path)
+        return path
 
     def _sync_folders(self, path: Path) -> None:
         """Sync the folders of a blob, so that its name survives a power failure too."""
-        for folder in (path.parent, self._folder):
-            descriptor = os.open(folder, os.O_RDONLY)
-            try:
-                os.fsync(descriptor)
-            finally:
-                os.close(descriptor)
+        with translate_write_errors():
+            for folder in (path.parent, self._folder):
+                fsync(folder)
 
     def get(self, digest: str) -> bytes:
         """Return a blob's bytes.
@@ -179,7 +187,7 @@ class Blobs:
         with _translate_read_errors():
             data = self._path(digest).read_bytes()
         if digest_of(data) != digest:
-            raise _report_damage(digest)
+            raise report_damage(digest)
         return data
 
     def open(self, digest: str) -> BinaryIO:
@@ -193,6 +201,11 @@ class Blobs:
                 file.close()
                 raise
         return file
+
+    def read_into(self, digest: str, file: PendingBlob) -> None:
+        """Write a blob to an empty file. Raises as `get`, and StorageFull."""
+        with self.open(digest) as source:
+            shutil.copyfileobj(source, file, 1024 * 1024)
 
     def open_verified(self, digest: str) -> BinaryIO | None:
         """Open a blob as `open` does if that needs no hashing; otherwise return None.
@@ -220,7 +233,7 @@ class Blobs:
         if self._is_verified(state):
             return
         if f"sha256:{hashlib.file_digest(file, 'sha256').hexdigest()}" != digest:
-            raise _report_damage(digest)
+            raise report_damage(digest)
         with self._lock:
             self._verified[state] = True
 
@@ -228,6 +241,14 @@ class Blobs:
         """Return the size of a blob's file, which may be damaged. Raises as `get`."""
         with _translate_read_errors():
             return self._path(digest).stat().st_size
+
+    def check(self, digest: str) -> None:
+        """Check that the blob is stored and undamaged. Raises as `get`."""
+        self.open(digest).close()
+
+    def sign(self, digest: str, seconds: float) -> str:
+        """Return a link to the blob in a bucket. Only for `is_shared`."""
+        raise NotImplementedError
 
     def path(self, digest: str) -> Path:
         """Return the path of the blob's file. Raises as `get`."""
@@ -242,9 +263,10 @@ class Blobs:
             return False
         return True
 
-    def delete(self, digest: str) -> None:
-        """Delete a blob. Safe to repeat."""
-        self._path(digest).unlink(missing_ok=True)
+    def delete(self, *digests: str) -> None:
+        """Delete blobs. Safe to repeat. Raises OSError."""
+        for digest in digests:
+            self._path(digest).unlink(missing_ok=True)
 
     def sweep(self) -> int:
         """Delete temporary files that are older than an hour. Returns their number.

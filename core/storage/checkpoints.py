@@ -6,15 +6,15 @@ job's record names is needed, and only until the job ends. All other files are l
 
 import time
 from collections.abc import Callable, Iterator
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 # The job's record may not yet name a file younger than this.
-_MIN_AGE_SECONDS = 600
+MIN_AGE_SECONDS = 600
 
 
 class Checkpoints:
-    """One folder, shared by all workers."""
+    """One folder, shared by all workers. s3.py keeps checkpoints in a bucket instead."""
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder
@@ -28,6 +28,20 @@ class Checkpoints:
     def name(job_id: str, token: str, count: int) -> str:
         """Return a file name that is unique per job, attempt (`token`) and checkpoint (`count`)."""
         return f"{job_id}.{token[:16]}.{count}"
+
+    def publish(self, name: str) -> None:
+        """Let other workers read the file that was written to `path(name)`.
+
+        Raises OSError, Unavailable.
+        """
+
+    @contextmanager
+    def fetch(self, name: str) -> Iterator[Path]:
+        """Yield the path of a checkpoint to read; without the checkpoint, it has no content.
+
+        Raises Unavailable.
+        """
+        yield self.path(name)
 
     def delete(self, name: str) -> None:
         """Delete a checkpoint. Safe to repeat."""
@@ -50,7 +64,7 @@ class Checkpoints:
         deleted = 0
         for file in self._files():
             with suppress(FileNotFoundError):  # deleted by its worker meanwhile
-                is_recent = time.time() - file.stat().st_mtime < _MIN_AGE_SECONDS
+                is_recent = time.time() - file.stat().st_mtime < MIN_AGE_SECONDS
                 job_id = file.name.partition(".")[0]
                 if not is_recent and find_current(job_id) != file.name:
                     file.unlink()

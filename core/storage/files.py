@@ -35,9 +35,9 @@ def atomic_write(file: Path, write: Callable[[Path], object]) -> None:
     try:
         with translate_disk_errors(file):
             write(temporary)
-            _fsync(temporary)
+            fsync(temporary)
             temporary.replace(file)
-            _fsync(file.parent)
+            fsync(file.parent)
     except OSError as error:
         if error.filename == str(temporary):  # a name that the user does not know
             error.filename = str(file)
@@ -47,7 +47,30 @@ def atomic_write(file: Path, write: Callable[[Path], object]) -> None:
             temporary.unlink(missing_ok=True)
 
 
-def _fsync(path: Path) -> None:
+class SmallFile:
+    """A text file that is replaced as a whole."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+
+    def __str__(self) -> str:
+        return str(self._path)
+
+    def read(self) -> str:
+        """Return the text. Raises FileNotFoundError, OSError, UnicodeDecodeError."""
+        return self._path.read_text(encoding="ascii")
+
+    def write(self, text: str) -> None:
+        """Replace the text. Raises OSError, StorageFull."""
+        self._path.parent.mkdir(parents=True, exist_ok=True)
+        atomic_write(self._path, lambda path: path.write_text(text, encoding="ascii"))
+
+    def refresh(self) -> None:
+        """Each `read` reads the file."""
+
+
+def fsync(path: Path) -> None:
+    """Sync a file or a folder to the disk. Raises OSError."""
     handle = os.open(path, os.O_RDONLY)
     try:
         os.fsync(handle)

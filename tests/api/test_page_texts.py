@@ -14,7 +14,8 @@ _TRANSLATED = re.compile(r"code\.\w+|(parameter|preset)\.[\w-]+\.hint")
 
 # Errors that the page does not cause, or that a text of its own replaces.
 _FOR_PROGRAMS = {
-    "admin_required", "bad_dataset", "bad_settings", "headers_too_large", "method_not_allowed",
+    "admin_required", "bad_backup", "bad_dataset", "bad_settings", "headers_too_large",
+    "method_not_allowed",
     "range_not_satisfiable", "service_unreachable", "unsupported_encoding", "uri_too_long",
     "worker_not_found",
 }  # fmt: skip
@@ -29,7 +30,7 @@ def _read(language: str) -> dict[str, str]:
 
 ENGLISH, CHINESE = _read("en"), _read("zh")
 SCRIPTS = "".join(
-    path.read_text() for path in WEB.glob("*.js") if not path.name.startswith("text-")
+    path.read_text() for path in WEB.glob("*.js") if not path.name.startswith(("text-", "operator"))
 )
 
 
@@ -87,3 +88,31 @@ def test_no_text_is_outside_of_the_dictionaries() -> None:
     sentences = re.findall(r'(?:textContent|title|placeholder|alt): "[A-Z]\w+', SCRIPTS)
     assert sentences == []
     assert re.findall(r'(?:new Error|setText|announce|showToast)\([^)]*"[A-Z]\w+ ', SCRIPTS) == []
+
+
+def test_the_operators_page_is_in_chinese() -> None:
+    """There, the English text is the key."""
+    source = (WEB / "operator-text.js").read_text()
+    entries = dict(re.findall(r'^  "(.+)":\s+"(.+)",$', source, re.MULTILINE))
+    script, html = ((WEB / f"operator.{suffix}").read_text() for suffix in ("js", "html"))
+    shown: set[str] = set(re.findall(r'\btr\(\s*"([^"]+)"', script))
+    # The functions that translate the texts that they get.
+    shown |= {*re.findall(r'(?:createButton|createSafeButton)\("([^"]+)"', script)}
+    shown |= {*re.findall(r'^    \["([A-Z][^"]+)", ', script, re.MULTILINE)}
+
+    class Texts(HTMLParser):
+        def handle_data(self, data: str) -> None:
+            shown.add(data.strip())
+
+        def handle_starttag(self, _tag: str, attrs: list[tuple[str, str | None]]) -> None:
+            labels = (value for name, value in attrs if name in ("aria-label", "placeholder"))
+            shown.update(label for label in labels if label)
+
+    Texts().feed(html)
+    names = {"", "Impasto", "This page needs JavaScript."}
+    assert len(entries) > 70
+    assert shown - names - entries.keys() == set()
+    assert {key for key in entries.keys() - shown if key not in ("low", "normal", "high")} == set()
+    for english, chinese in entries.items():
+        assert sorted(re.findall(r"\{\w+\}", english)) == sorted(re.findall(r"\{\w+\}", chinese))
+        assert re.search("[一-鿿]", chinese), english

@@ -155,12 +155,13 @@ class Fleet:
         changed: str = "",
         tiny: bool = False,
         through: int | None = None,
+        hosts: bool = False,
         **settings: str,
     ) -> None:
         """store: options of Valkey. changed: Python code that each of our processes runs first.
 
         tiny: use the network TINY. through: the port of a proxy to the store for our processes.
-        settings: IMPASTO_*.
+        hosts: each process has a data folder of its own. settings: IMPASTO_*.
         """
         self.folder, self.store_port, self.api_port = folder, free_port(), free_port()
         self.data = folder / "data"
@@ -183,16 +184,14 @@ class Fleet:
         valkey = valkey_command(self.store_port, folder / "valkey", **(store or {}))
         python = sys.executable
         self.valkey = Program("valkey", valkey, environment(), folder / "valkey.log")
-        self.api = Program("api", [python, "-m", "api"], variables, folder / "api.log")
-        self.workers = [
-            Program(
-                f"worker-{number}",
-                [python, "-m", "worker"],
-                variables,
-                folder / f"worker-{number}.log",
-            )
-            for number in range(workers)
-        ]
+
+        def make_program(name: str, module: str) -> Program:
+            host = {"IMPASTO_DATA_DIR": str(folder / "hosts" / name)} if hosts else {}
+            command = [python, "-m", module]
+            return Program(name, command, variables | host, folder / f"{name}.log")
+
+        self.api = make_program("api", "api")
+        self.workers = [make_program(f"worker-{number}", "worker") for number in range(workers)]
         self._stop_event = threading.Event()
         self._supervisor = threading.Thread(target=self._restart_dead, name="fleet", daemon=True)
 

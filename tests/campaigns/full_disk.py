@@ -42,7 +42,7 @@ CONTROLS = {
     # Blobs are written in place.
     "rename": (
         "import core.storage.blobs as b\n"
-        "def commit(self, file):\n"
+        "def commit(self, file, *_):\n"
         "    path = self._path(file.digest)\n"
         "    path.parent.mkdir(parents=True, exist_ok=True)\n"
         "    try:\n"

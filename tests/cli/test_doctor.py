@@ -16,6 +16,7 @@ from core.jobs.store import JobStore
 from core.neural import capacity
 from core.neural.capacity import Capacity
 from core.neural.weights.cache import WeightsCache
+from core.storage.files import SmallFile
 
 Doctor = Callable[..., tuple[int, str]]
 
@@ -207,7 +208,7 @@ def test_a_store_that_is_not_that_of_the_pictures_is_wrong(
     file = tmp_path / "data" / "blobs" / "store.identity"
     assert run_doctor(IMPASTO_REDIS_URL=own_valkey.url)[0] == 0
     assert not file.exists(), "doctor changes nothing"
-    JobStore(own_valkey.url, identity_file=file).monitor.check()
+    JobStore(own_valkey.url, identity_file=SmallFile(file)).monitor.check()
     assert run_doctor(IMPASTO_REDIS_URL=own_valkey.url)[0] == 0
     with redis.Redis(port=own_valkey.port) as client:
         client.flushall()
@@ -216,6 +217,19 @@ def test_a_store_that_is_not_that_of_the_pictures_is_wrong(
     assert code == 1
     assert "wrong  store      The store is empty: its jobs are not those of the pictures" in output
     assert "delete store.identity" in output
+
+
+def test_a_bucket_that_cannot_be_written_and_read_is_wrong(
+    run_doctor: Doctor, own_valkey: Any, s3: Any
+) -> None:
+    url = s3.create_bucket()
+    settings = {"IMPASTO_REDIS_URL": own_valkey.url, "IMPASTO_BLOBS_URL": url}
+    code, output = run_doctor(**settings)
+    assert (code, "ok     bucket     s3://pictures-" in output) == (0, True)
+
+    settings["IMPASTO_BLOBS_URL"] = url.replace("pictures-", "missing-")
+    code, output = run_doctor(**settings)
+    assert (code, "wrong  bucket     s3://missing-" in output) == (1, True)
 
 
 @pytest.mark.parametrize(

@@ -84,6 +84,16 @@ def tile_of(page: Any, job_id: str) -> Any:
     return page.locator(f"#history-list [data-job={job_id}]")
 
 
+def end_toast(page: Any) -> None:
+    """End the message that is shown, as if its time were over."""
+    page.evaluate(
+        """async () => {
+          const { src } = document.querySelector("script[type=module]");  // of this version
+          (await import(new URL("toast.js", src))).endToast();
+        }"""
+    )
+
+
 def respond_with_error(code: str, detail: str, status: int = 503) -> Callable[[Any], None]:
     """Make the handler of a Playwright route that answers with an error."""
     body = {"status": status, "code": code, "detail": detail}

@@ -1,6 +1,7 @@
 """The page in a real browser with the real service: keyboard, narrow screens, accessibility."""
 
 import re
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ from page_actions import (
     open_part,
     respond_with_error,
     submit_job,
+    tile_of,
 )
 
 pytestmark = [pytest.mark.e2e, needs_chromium]
@@ -89,11 +91,13 @@ def test_an_invalid_address_is_not_found_and_the_skip_link_stays_on_the_screen(
     assert page.evaluate("document.activeElement.id") == "main"
 
 
-@pytest.mark.parametrize("device", WIDTHS)
+@pytest.mark.parametrize(
+    ("device", "language"), [("desktop", "en"), ("phone", "zh-CN"), ("small phone", "en")]
+)
 def test_no_screen_overflows_or_has_accessibility_violations(
-    open_page: OpenPage, device: str
+    open_page: OpenPage, unusual_job: Any, gatys_job: Any, device: str, language: str
 ) -> None:
-    """axe-core finds no violation in any state, in both color schemes.
+    """axe-core finds no violation in any state, in both color schemes and languages.
 
     At no width does the page scroll sideways.
     """
@@ -103,6 +107,7 @@ def test_no_screen_overflows_or_has_accessibility_violations(
         color_scheme="dark",
         has_touch=device != "desktop",
         reduced_motion="reduce",
+        locale=language,
     )
 
     def check_screen(state: str) -> None:
@@ -131,7 +136,7 @@ def test_no_screen_overflows_or_has_accessibility_violations(
     expect(page.locator("#chart")).to_be_visible()
     check_screen("running")
     page.click("#stop")
-    expect_end(page, "Finished early")
+    expect_end(page, {"en": "Finished early", "zh-CN": "提前完成"}[language])
     page.locator("#chart summary").click()
     page.locator(".menu summary").click()
     check_screen("ended")
@@ -148,10 +153,11 @@ def test_no_screen_overflows_or_has_accessibility_violations(
     expect(page.locator("#job-error")).to_be_visible()
     check_screen("zoomed and refused")
     page.unroute_all()
-    page.click("text=New painting")
+    page.click("#job-view .new")
     page.locator("#history-list li").first.scroll_into_view_if_needed()
     expect(page.locator("#history-list li").first.locator("img")).to_have_count(1)
     check_screen("history")
+    _compare(page, [unusual_job.id, gatys_job.id], check_screen)
     open_part(page, "style")
     page.click("#open-mask")
     page.locator("#mask-layer").click()
@@ -164,6 +170,20 @@ def test_no_screen_overflows_or_has_accessibility_violations(
     )
     expect(page.locator("#photo .error")).to_be_visible()
     check_screen("refused")
+
+
+def _compare(page: Any, job_ids: list[str], check_screen: Callable[[str], None]) -> None:
+    page.click("#select")
+    for job_id in job_ids:
+        tile_of(page, job_id).locator("a").click()
+    check_screen("selected")
+    page.click("#selection-compare")
+    expect(page.locator("#compared")).to_be_visible()
+    page.click("#side-by-side")
+    check_screen("compared")
+    page.click("#side-by-side")
+    page.click("#select")
+    page.click("#compare-view .new")
 
 
 def test_the_chinese_page_is_chinese_and_fits_a_small_phone(
@@ -239,3 +259,84 @@ def test_on_a_phone_controls_are_at_least_44_px_high_or_wide_apart(
     assert len(heights) == 5
     assert min(heights) >= 44
     assert page.locator("#submit-job").bounding_box()["height"] >= 44
+
+
+def test_forced_colors_keep_what_is_chosen_visible(open_page: OpenPage, unusual_job: Any) -> None:
+    axe = pytest.importorskip("axe_playwright_python.sync_playwright").Axe()
+    page = open_page(forced_colors="active", reduced_motion="reduce")
+    choose_examples(page)
+    page.click("#open-mask")
+
+    def style(selector: str, name: str) -> str:
+        script = "(one, name) => getComputedStyle(one)[name]"
+        return str(page.locator(selector).first.evaluate(script, name))
+
+    for selector in ("#photo [aria-pressed=true]", "#presets [aria-pressed=true]", "#open-mask"):
+        assert style(selector, "outlineStyle") == "solid", selector
+        assert style(selector, "outlineWidth") == "2px", selector
+    assert style("#parameter-strength", "appearance") == "auto"
+    assert style(".swatch", "backgroundColor") == "rgb(47, 111, 237)", "the color of the mask"
+    assert not axe.run(page).response["violations"]
+    page.goto(f"/j/{unusual_job.id}")
+    expect_end(page)
+    assert style("[aria-current] a, a[aria-current]", "outlineStyle") == "solid"
+
+
+@pytest.mark.parametrize("kind", ["page", "text"])
+def test_at_200_percent_nothing_overflows_and_paint_is_in_view(
+    open_page: OpenPage, kind: str
+) -> None:
+    """Of the page: as a browser zooms it. Of the text: as a user sets the font size."""
+    page = open_page(device_scale_factor=2)
+    if kind == "page":
+        page.set_viewport_size({"width": 640, "height": 400})
+    else:
+        page.evaluate("document.documentElement.style.fontSize = '200%'")
+    expect(page.locator("#presets button").first).to_be_attached()
+    width, height = page.evaluate("[innerWidth, innerHeight]")
+    for part in ("photo", "style", "adjust"):
+        open_part(page, part)
+        assert page.evaluate("document.documentElement.scrollWidth") <= width, part
+        box = page.locator("#submit-job").bounding_box()
+        assert box["y"] + box["height"] <= height, part
+        assert box["x"] + box["width"] <= width, part
+    assert page.locator("#stage").bounding_box()["height"] >= 160
+
+
+def test_under_reduced_motion_nothing_moves(open_page: OpenPage) -> None:
+    record = """
+        globalThis.positions = new Set();
+        addEventListener("DOMContentLoaded", () => setInterval(() =>
+            positions.add(document.querySelector("#divider").value), 20));
+    """
+
+    def watch(motion: str) -> int:
+        page = open_page("/docs", reduced_motion=motion)
+        page.add_init_script(record)
+        page.goto("/")
+        expect(page.locator("#stage img.after")).to_have_js_property("naturalWidth", 512)
+        page.wait_for_timeout(600)
+        assert page.evaluate("document.getAnimations().length") == 0
+        return int(page.evaluate("positions.size"))
+
+    assert (watch("reduce"), watch("no-preference") > 3) == (1, True)
+
+
+def test_a_finger_moves_the_divider(open_page: OpenPage, unusual_job: Any) -> None:
+    page = open_page(f"/j/{unusual_job.id}", width=375, has_touch=True, is_mobile=True)
+    expect_end(page)
+    handle, picture = (
+        page.locator(selector).bounding_box() for selector in (".handle", "#stage img.after")
+    )
+    touch = page.context.new_cdp_session(page)
+    x, y = handle["x"] + handle["width"] / 2, handle["y"] + handle["height"] / 2
+    end = picture["x"] + picture["width"] / 2
+    for kind, points in [
+        ("touchStart", [{"x": x, "y": y}]),
+        *(("touchMove", [{"x": x + share * (end - x), "y": y}]) for share in (0.3, 0.6, 1)),
+        ("touchEnd", []),
+    ]:
+        touch.send("Input.dispatchTouchEvent", {"type": kind, "touchPoints": points})
+
+    assert float(page.input_value("#divider")) == pytest.approx(50, abs=2)
+    assert page.evaluate("scrollX + scrollY") == 0

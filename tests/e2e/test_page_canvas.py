@@ -7,7 +7,9 @@ import base64
 import io
 import json
 import re
+import zipfile
 from collections.abc import Iterator
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +19,7 @@ from page_actions import (
     change_form,
     choose_examples,
     choose_files,
+    end_toast,
     expect,
     expect_end,
     needs_chromium,
@@ -220,8 +223,79 @@ def test_a_deleted_painting_returns_with_undo_and_goes_when_the_time_is_over(
     page.keyboard.press("Delete")
     expect(tile_of(page, short_job.id)).to_have_count(0)
     with page.expect_response(lambda response: response.request.method == "DELETE"):
-        page.evaluate("import('./web/toast.js').then(({ endToast }) => endToast())")
+        end_toast(page)
     assert ids() & {unusual_job.id, short_job.id} == {unusual_job.id}
+
+
+def test_several_paintings_are_downloaded_as_a_zip_and_compared(
+    open_page: OpenPage, shared_service: Any, unusual_job: Any, gatys_job: Any
+) -> None:
+    page = open_page()
+    page.click("#select")
+    expect(page.locator("#selection-compare")).to_be_disabled()
+    for job in (gatys_job, unusual_job):
+        tile_of(page, job.id).locator("a").click()
+    expect(page.locator("#selection-count")).to_have_text("2 selected")
+    assert page.url.endswith("/"), "a tile is marked, not opened"
+    with page.expect_download() as download:
+        page.click("#selection-zip")
+    with zipfile.ZipFile(download.value.path()) as archive:
+        assert archive.testzip() is None
+        contents = {archive.read(name) for name in archive.namelist()}
+        dates = {info.date_time[0] for info in archive.infolist()}
+    client = shared_service.client
+    assert contents == {client.result(job.id) for job in (gatys_job, unusual_job)}
+    assert dates <= {datetime.now(UTC).year, datetime.now(UTC).year - 1}
+
+    page.click("#selection-compare")
+    expect(page.locator("#compared")).to_contain_text("Gatys 2016")
+    compared = re.findall(r"job_\w+", page.url)
+    assert {*compared} == {unusual_job.id, gatys_job.id}
+    links = page.locator("#compared a")
+    titles = "all => all.map(({ href }) => href.split('/').pop())"
+    assert links.evaluate_all(titles) == compared
+    page.reload()
+    expect(links).to_have_count(2)
+    page.click("#swap")
+    assert links.evaluate_all(titles) == compared[::-1]
+    before, after = (page.locator(f"#stage img.{name}") for name in ("before", "after"))
+    assert before.bounding_box() == after.bounding_box()
+    assert page.input_value("#divider") == "50"
+    page.click("#side-by-side")
+    stage = page.locator("#stage").bounding_box()
+    middle = stage["x"] + stage["width"] / 2
+    left, right = before.bounding_box(), after.bounding_box()
+    assert left["x"] + left["width"] <= middle + 1
+    assert middle - 1 <= right["x"]
+    assert left["width"] == pytest.approx(right["width"])
+    links.first.click()
+    expect_end(page)
+
+
+def test_several_deleted_paintings_return_in_their_places(
+    open_page: OpenPage, shared_service: Any, image_files: dict[str, Path], until: Any
+) -> None:
+    client = shared_service.client
+    pictures = image_files["rotated.jpg"], [image_files["painting.png"]]
+    ids = [client.cancel(client.submit(*pictures, size=64).id).id for _ in range(3)]
+    page = open_page()
+    order = "all => all.map(({ dataset }) => dataset.job)"
+    tiles = page.locator("#history-list li")
+    expect(tile_of(page, ids[0])).to_have_count(1)
+    before = tiles.evaluate_all(order)
+    page.click("#select")
+    for job_id in ids[1:]:
+        tile_of(page, job_id).locator("input").check()
+    page.click("#selection-delete")
+    expect(page.locator("#toast")).to_contain_text("2 paintings deleted.")
+    expect(tile_of(page, ids[1])).to_have_count(0)
+    page.click("#toast button")
+    assert tiles.evaluate_all(order) == before
+    page.click("#selection-delete")
+    end_toast(page)
+
+    until(lambda: {*ids} & {job.id for job in client.jobs()} == {ids[0]}, "two are deleted")
+    client.delete(ids[0])
 
 
 # ---------------------------------------------------------------------- a run

@@ -140,6 +140,7 @@ def test_the_page_loads_in_few_requests_and_again_from_the_cache(
     page.goto("/")
     expect(page.locator("#presets img").last).to_have_js_property("complete", True)
     expect(page.locator("#stage img.after")).to_have_js_property("complete", True)
+    expect(page.locator("#history-empty img")).to_have_count(3)
     _wait_for_requests(page, limited_api, before, "/sw.js")
     first, bytes_first = _list_requests(limited_api)[before:], sum(sizes)
     before += len(first)
@@ -181,6 +182,17 @@ def test_the_operators_limits_bound_what_can_be_chosen_and_what_is_sent(
     page.wait_for_url("**/j/job_*")
     job = page.request.get(page.url.replace("/j/", "/v1/jobs/")).json()
     assert job["input"]["spec"]["size"] == 300
+
+
+def test_automatic_regions_are_one_click_away(open_page: OpenPage, limited_api: ApiProcess) -> None:
+    page = open_page(url=limited_api.url)
+    page.click("#auto-regions")
+    expect(page.locator("#auto-regions")).to_have_attribute("aria-pressed", "true")
+    assert page.input_value("#parameter-regions") == "auto"
+    page.click("#submit-job")
+    page.wait_for_url("**/j/job_*")
+    job = page.request.get(page.url.replace("/j/", "/v1/jobs/")).json()
+    assert job["input"]["spec"]["regions"] == "auto"
 
 
 def test_each_thumbnail_shows_its_own_row(open_page: OpenPage) -> None:

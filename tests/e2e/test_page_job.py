@@ -15,6 +15,7 @@ from page_actions import (
     PausedRequests,
     choose_examples,
     choose_files,
+    end_toast,
     expect,
     expect_end,
     needs_chromium,
@@ -328,7 +329,7 @@ def test_a_job_deleted_elsewhere_can_be_deleted_here(
     page.click(".menu summary")
     with page.expect_request(lambda request: request.method == "DELETE"):
         page.click("#delete")
-        page.evaluate("import('./web/toast.js').then(({ endToast }) => endToast())")
+        end_toast(page)
 
     expect(page.locator("#submit-view")).to_be_visible()
     expect(tile_of(page, job.id)).to_have_count(0)

@@ -3,6 +3,7 @@
 import re
 from collections.abc import Iterator
 from contextlib import suppress
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
@@ -10,8 +11,7 @@ import pytest
 from page_actions import OpenPage, expect, needs_chromium
 
 from core.auth.api_keys import ApiKeyStore
-from core.jobs.models import Status
-from impasto import errors
+from impasto import Status, errors
 
 pytestmark = [pytest.mark.e2e, needs_chromium]
 
@@ -30,7 +30,7 @@ def keys(shared_service: Any) -> Iterator[ApiKeyStore]:
 def jobs(shared_service: Any, pictures: tuple[Path, Path]) -> Iterator[list[str]]:
     """A job that runs until the end of the test, and three that wait."""
     client = shared_service.client
-    ids = [client.submit(*pictures, size=256, iterations=5000).id]
+    ids = [client.submit(*pictures, size=128, iterations=5000).id]
     ids += [client.submit(*pictures, size=64, iterations=2, scales=1).id for _ in range(3)]
     yield ids
     for job_id in reversed(ids):
@@ -129,6 +129,26 @@ def test_keys_are_created_shown_once_and_revoked(open_page: OpenPage, keys: ApiK
     assert [one.revoked for one in keys.list() if one.id == key.id] == [True]
 
 
+def test_the_page_is_chinese_and_its_waits_ignore_a_wrong_clock(
+    open_page: OpenPage, keys: ApiKeyStore, jobs: list[str]
+) -> None:
+    page = open_page("/docs", width=375, locale="zh-CN")
+    page.clock.set_system_time(datetime.now(UTC) + timedelta(hours=5))
+    page.goto("/operator")
+    expect(page.locator("#key-message")).to_contain_text("请输入管理员密钥")
+    _enter_key(page, keys.create("Operator", admin=True)[1])
+    expect(page.locator("#queue tbody tr")).to_have_count(3)
+    assert page.locator("#queue tbody td:nth-child(6)").first.text_content().endswith(" 秒")
+    ids = " ".join(
+        page.locator("tbody").all_text_contents() + page.locator("code").all_inner_texts()
+    )
+    words = {*re.findall(r"[A-Za-z]{3,}", page.inner_text("body"))} - {*re.findall(r"\w+", ids)}
+    assert words - {"Impasto", "API", "English"} == set()
+    assert page.evaluate("document.documentElement.scrollWidth") <= 375
+    page.click("#language")
+    expect(page.locator("h1")).to_have_text("Operator")
+
+
 @pytest.mark.parametrize("width", [1280, 320])
 def test_the_page_is_accessible_and_uses_its_own_routes_only(
     open_page: OpenPage,
@@ -154,6 +174,7 @@ def test_the_page_is_accessible_and_uses_its_own_routes_only(
         result = axe.run(page, options={"resultTypes": ["violations"]})
         assert result.violations_count == 0, result.generate_report()
     assert page.evaluate("document.documentElement.scrollWidth") <= width
+    assert page.locator("#service").bounding_box()["width"] > 0.9 * (width - 32)
     parts = {request.partition("?")[0] for request in requests} - {""}
     assert parts == {f"operator/{part}" for part in ("status", "queue", "hours", "keys")}
     assert page.locator("main img").count() == 0

@@ -22,8 +22,7 @@ from page_actions import (
 )
 
 from cli.local_service import free_port
-from core.jobs.models import Status
-from impasto import Client
+from impasto import Client, Status
 
 NGINX = shutil.which("nginx") or shutil.which("/usr/sbin/nginx")
 DOCS = Path(__file__).parents[2] / "docs" / "operations.md"

@@ -18,8 +18,8 @@ import pytest
 from standardwebhooks import Webhook
 
 from core.images import codec, validation
-from core.jobs.models import Job, Status
 from core.webhooks.signing import Signer
+from impasto import Job, Status
 
 pytestmark = pytest.mark.e2e
 
@@ -74,7 +74,12 @@ def test_a_second_service_on_the_same_folder_or_port_is_refused_and_harms_nothin
 
 def test_the_embedded_store_has_the_settings_that_keep_jobs(service: Any) -> None:
     system = httpx2.get(f"{service.url}/v1/system", trust_env=False).json()
-    assert system["store"] == {"problems": [], "unchecked": [], "identity": "same"}
+    assert system["store"] == {
+        "problems": [],
+        "risks": [],
+        "unchecked": [],
+        "identity": "same",
+    }
 
 
 def test_the_api_never_loads_torch(service: Any) -> None:

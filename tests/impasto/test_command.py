@@ -1,6 +1,7 @@
 """The commands that use a service: what they send and print, and their exit codes."""
 
 import threading
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -123,7 +124,7 @@ def test_plan_prints_the_services_estimate_and_submits_no_job(
 def test_what_a_service_says_reaches_the_terminal_without_escape_sequences(
     impasto: Any, client: Client, pictures: Pictures, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    job = client.submit(*pictures).model_copy(update={"warnings": ["style: \x1b[2J"]})
+    job = replace(client.submit(*pictures), warnings=["style: \x1b[2J"])
     estimate = Estimate(
         seconds=1,
         memory_bytes=1,

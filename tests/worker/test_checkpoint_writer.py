@@ -146,6 +146,35 @@ def test_no_checkpoint_is_due_during_a_write_or_soon_after_it(
     writer.close()
 
 
+@pytest.mark.parametrize("fails", [False, True], ids=["done", "failed"])
+def test_a_slow_upload_delays_the_next_checkpoint_less_than_a_slow_write(
+    fails: bool,
+    make: Callable[..., CheckpointWriter],
+    monkeypatch: pytest.MonkeyPatch,
+    published: list[str],
+) -> None:
+    """It takes the network's time, not the run's; and a bucket that failed may answer again."""
+    now = [0.0]
+
+    def upload(*_: object) -> None:
+        now[0] += 10
+        if fails:
+            raise errors.Unavailable()
+
+    monkeypatch.setattr(checkpoint_writer.time, "monotonic", lambda: now[0])
+    monkeypatch.setattr(Checkpoints, "publish", upload)
+    writer = make(every=2)
+    writer.submit(State("text"))
+    writer.flush(10)
+    assert published == ([] if fails else ["job_a.t.0"])
+
+    now[0] = 10 + 10 * checkpoint_writer.UPLOAD_REST_FACTOR - 0.1
+    assert not writer.is_due()
+    now[0] += 0.1
+    assert writer.is_due()
+    writer.close()
+
+
 def test_a_full_disk_costs_only_the_checkpoint(
     make: Callable[..., CheckpointWriter], published: list[str], tmp_path: Path
 ) -> None:

@@ -65,6 +65,8 @@
 --   number                     counter of all jobs, in the order of arrival
 --   entries                    hash    owner -> how many jobs they have submitted
 --   leader                     string  the API process that runs the reaper
+--   restoring                  string  set while a backup is being restored
+--   deletions                  string  lock of the process that deletes blobs from a bucket
 --   changes                    channel ids of jobs that have changed or were deleted
 
 local LEGAL = {

@@ -1,5 +1,6 @@
 """Bundles of JavaScript modules. tests/e2e/test_page_files.py runs them in a browser."""
 
+import re
 from pathlib import Path
 
 import pytest
@@ -89,8 +90,8 @@ class Mask {
 // import { a } from "./a.js" is explained here.
 """
 
-    code_without_comment = code.partition("//")[0]
-    assert code_without_comment in bundle({"app.js": code}, "app.js")
+    without_comment = re.sub("^ +", "", code.partition("//")[0], flags=re.MULTILINE)
+    assert without_comment in bundle({"app.js": code}, "app.js")
     assert "explained" not in bundle({"app.js": code}, "app.js")
 
 

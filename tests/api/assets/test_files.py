@@ -88,6 +88,37 @@ def test_the_address_of_another_version_has_no_file(client: TestClient) -> None:
         assert "immutable" not in answer.headers.get("cache-control", "")
 
 
+def test_a_sample_of_another_version_leads_to_the_one_of_this_version(client: TestClient) -> None:
+    folder = _addresses(client.get("/").text)[0].split("/")[1]
+    answer = client.get("/web-0123456789abcdef/gallery/harbor.jpg", follow_redirects=False)
+
+    assert (answer.status_code, answer.headers["cache-control"]) == (307, "no-store")
+    assert answer.headers["location"] == f"/{folder}/gallery/harbor.jpg"
+    gone = client.get("/web-0123456789abcdef/gallery/gone.jpg", follow_redirects=False)
+    assert gone.status_code == 404
+
+
+@pytest.mark.parametrize(
+    ("languages", "name"),
+    [
+        ("zh-CN,zh;q=0.9,en;q=0.8", "text-zh.js"),
+        ("fr-FR, ZH-TW;q=0.5", "text-zh.js"),
+        ("en-US,en;q=0.9,zh;q=0.8", "text-en.js"),
+        ("de", "text-en.js"),
+        ("", "text-en.js"),
+    ],
+)
+@pytest.mark.parametrize(("path", "start"), [("/", ""), ("/j/job_x", "../")])
+def test_the_document_names_the_dictionary_that_its_code_will_ask_for(
+    client: TestClient, path: str, start: str, languages: str, name: str
+) -> None:
+    answer = client.get(path, headers={"Accept-Language": languages})
+    folder = _addresses(answer.text)[0].split("/")[1]
+
+    assert answer.headers["link"] == f"<{start}{folder}/{name}>; rel=modulepreload"
+    assert client.get(f"/{folder}/{name}").status_code == 200
+
+
 def test_the_version_changes_with_every_file_and_with_the_form(tmp_path: Path) -> None:
     (tmp_path / "app.js").write_text('import { a } from "./a.js";\n')
     (tmp_path / "a.js").write_text("export const a = 1;\n")

@@ -9,15 +9,16 @@ import redis
 from celery import Celery
 
 from api.background.quota import enforce_quota
-from api.background.reaper import Reaper
+from api.background.reaper import Duty, Reaper
 from core import errors
+from core.blobs_url import IDENTITY_FILE
 from core.celery_app import QUEUE, make_celery
 from core.jobs.models import Frame, Job, JobInput, Status, SubmissionContext, new_job_id
 from core.jobs.store import JobStore
-from core.jobs.store_report import IDENTITY_FILE
 from core.redis_client import PREFIX
 from core.storage.blobs import Blobs
 from core.storage.checkpoints import Checkpoints
+from core.storage.files import SmallFile
 from core.style.spec import StyleSpec
 
 
@@ -57,6 +58,10 @@ def reaper(store: JobStore, blobs: Blobs, celery: Celery, clock: Clock) -> Reape
         settled.tick()
         clock.now += 1
     return settled
+
+
+def _duties(reaper: Reaper) -> list[Duty]:
+    return [duty for part in reaper._parts.values() for duty in part.duties]
 
 
 def _create(store: JobStore, blobs: Blobs) -> Job:
@@ -199,7 +204,8 @@ def test_only_one_process_reaps(
     _expire(valkey.url, "leases")
 
     other = Reaper(store, blobs, Checkpoints(blobs._folder / "checkpoints"), celery)
-    other._contact = reaper._contact
+    for name, part in other._parts.items():
+        part.contact = reaper._parts[name].contact
     other.tick()
 
     assert store.get(job.id).status is Status.RUNNING
@@ -234,7 +240,7 @@ def test_blobs_without_a_record_are_kept_for_a_while_and_then_deleted(
     used = _create(store, blobs).input.content
     orphan, reserved = blobs.put(b"orphan"), blobs.put(b"reserved")
     store.reserve(reserved, 60)
-    for duty in reaper._duties:
+    for duty in _duties(reaper):
         duty.next_run = 0.0
     reaper.tick()
     reaper.tick()
@@ -336,7 +342,7 @@ def test_a_store_that_lost_its_data_deletes_no_picture(
     valkey: Any, blobs: Blobs, celery: Celery, clock: Clock
 ) -> None:
     """Neither the pictures of jobs, nor the checkpoints, nor by way of orphans or the quota."""
-    store = JobStore(valkey.url, identity_file=blobs._folder / IDENTITY_FILE)
+    store = JobStore(valkey.url, identity_file=SmallFile(blobs._folder / IDENTITY_FILE))
     checkpoints = Checkpoints(blobs._folder / "checkpoints")
     reaper = Reaper(store, blobs, checkpoints, celery, storage_quota_bytes=1)
 
@@ -350,7 +356,7 @@ def test_a_store_that_lost_its_data_deletes_no_picture(
     with redis.Redis.from_url(valkey.url) as client:
         client.flushall()
     store.reserve(job.input.content, -1)  # what this store calls unused
-    for duty in reaper._duties:
+    for duty in _duties(reaper):
         duty.next_run = 0
     tick(7)
 

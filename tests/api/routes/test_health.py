@@ -60,6 +60,10 @@ def _fails(client: TestClient, check: str, code: str) -> str:
 def test_without_a_worker_it_is_not_ready(own_client: TestClient, own_store: JobStore) -> None:
     own_store._redis.delete(f"{PREFIX}worker_seen")
     assert "worker" in _fails(own_client, "worker", "no_worker")
+    excluding = own_client.get("/readyz?exclude=worker")  # where workers scale to zero
+    assert excluding.status_code == 200
+    assert [*excluding.json()["checks"]] == [check for check in CHECKS if check != "worker"]
+    assert own_client.get("/readyz?exclude=worker&exclude=other").status_code == 422
     own_store.heartbeat("worker")
     own_store.requeue_jobs_of("worker")  # its child is replaced; that takes seconds
     assert own_client.get("/readyz").status_code == 200

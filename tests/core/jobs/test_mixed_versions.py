@@ -37,7 +37,7 @@ class EarlierStore(JobStore):
         self._version = f"impasto_{hashlib.sha256(code.encode()).hexdigest()[:11]}_"
         self._redis.function_load(code.replace("impasto_VERSION", self._version), replace=True)
 
-    def _call(self, function: str, *args: str | int, entry: object = None) -> Any:
+    def _call(self, function: str, *args: str | int, **_: Any) -> Any:
         """Without the entry of the audit log: an earlier version may have none."""
         return self._redis.fcall(f"{self._version}_{function}", 1, "impasto:", *args)
 

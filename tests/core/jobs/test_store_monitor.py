@@ -15,6 +15,7 @@ from core import errors
 from core.jobs.store import JobStore
 from core.jobs.store_report import StoreReport
 from core.redis_client import PREFIX
+from core.storage.files import SmallFile
 
 
 @pytest.fixture
@@ -167,7 +168,7 @@ def busy_valkey(own_valkey: Any, until: Any) -> Iterator[Any]:
 def test_a_busy_store_is_unavailable_and_no_setting_counts_as_hidden(
     busy_valkey: Any, tmp_path: Path
 ) -> None:
-    store = JobStore(busy_valkey.url, identity_file=tmp_path / "store.identity")
+    store = JobStore(busy_valkey.url, identity_file=SmallFile(tmp_path / "store.identity"))
 
     for check in (store.monitor.check, store.monitor.require_safe, store.check_writable):
         with pytest.raises(errors.StoreUnavailable, match="busy with a script"):
@@ -198,7 +199,7 @@ def test_an_unavailable_store_does_not_end_a_process_at_its_start(
 
 def test_the_pictures_remember_their_store(own_valkey: Any, tmp_path: Path) -> None:
     file = tmp_path / "blobs" / "store.identity"
-    first, second = (JobStore(own_valkey.url, identity_file=file) for _ in range(2))
+    first, second = (JobStore(own_valkey.url, identity_file=SmallFile(file)) for _ in range(2))
 
     assert first.monitor.check().identity == "same"
     assert second.monitor.check().identity == "same"
@@ -217,7 +218,7 @@ def test_a_store_that_comes_back_as_another_is_an_error(
     state: str,
     words: str,
 ) -> None:
-    store = JobStore(own_valkey.url, identity_file=tmp_path / "store.identity")
+    store = JobStore(own_valkey.url, identity_file=SmallFile(tmp_path / "store.identity"))
     assert store.monitor.check().may_delete_blobs
     with redis.Redis(port=own_valkey.port) as client:
         client.flushall()
@@ -242,6 +243,8 @@ def test_a_store_that_comes_back_as_another_is_an_error(
 
 def test_nothing_is_deleted_if_the_identity_cannot_be_read(own_valkey: Any, tmp_path: Path) -> None:
     (tmp_path / "store.identity").mkdir()
-    report = JobStore(own_valkey.url, identity_file=tmp_path / "store.identity").monitor.check()
+    report = JobStore(
+        own_valkey.url, identity_file=SmallFile(tmp_path / "store.identity")
+    ).monitor.check()
 
     assert (report.identity, report.may_delete_blobs) == ("unknown", False)

@@ -160,7 +160,7 @@ def test_a_result_waits_for_room_on_the_disk(
     job = submit()
     real, tries = runner._blobs.put, []
 
-    def full_once(data: bytes) -> str:
+    def full_once(data: bytes, *_: str) -> str:
         tries.append(1)
         if len(tries) == 1:
             raise errors.StorageFull()
@@ -184,7 +184,7 @@ def test_a_canceled_job_keeps_its_result_if_the_disk_is_full_during_a_shutdown(
         store.cancel(job.id)
         return stylize(*args, **more)
 
-    def full_once(data: bytes) -> str:
+    def full_once(data: bytes, *_: str) -> str:
         if validation.detect_format(data) == "png":  # the result, not a preview
             tries.append(data)
             if len(tries) == 1:
@@ -213,7 +213,7 @@ def test_a_job_that_must_stop_does_not_wait_for_room_on_the_disk(
 ) -> None:
     job, waiting = submit(), threading.Event()
 
-    def full(data: bytes) -> str:
+    def full(data: bytes, *_: str) -> str:
         if validation.detect_format(data) == "png":  # the result, not a preview
             waiting.set()
         raise errors.StorageFull()

@@ -1,0 +1,74 @@
+// Two paintings on the canvas, one on each side of the divider, and what differs in their settings.
+
+import { getBlob, getJson, resolveAddress } from "./api.js";
+import { byId, createElement, setText, setVisible, showError } from "./dom.js";
+import { formatValue, labelOf, nameValue } from "./form.js";
+import { titleOf } from "./history.js";
+import { retry } from "./retry.js";
+import { canonicalize } from "./schema.js";
+import { t } from "./text.js";
+
+export class CompareView {
+  constructor(viewer) {
+    this.viewer = viewer;
+    byId("swap").addEventListener("click", () => this.#show([...this.shown].reverse()));
+  }
+
+  // ids: of two jobs with a result.
+  async open(ids) {
+    const { signal } = this.closing = new AbortController();
+    const onError = (message) => showError(byId("compare-error"), message);
+    const load = (get, address) => retry(() => get(address, { signal }), { signal, onError });
+    onError("");
+    this.viewer.clear();
+    for (const id of ["swap", "compared"]) setVisible(byId(id), false);
+    setText("canvas-title", t("compare"));
+    try {
+      const shown = await Promise.all(ids.map(async (id) => {
+        const job = await load(getJson, `v1/jobs/${id}`);
+        return { job, blob: await load(getBlob, job.links.result ?? `v1/jobs/${id}/result`) };
+      }));
+      signal.throwIfAborted();
+      byId("stage").classList.add("two");
+      await this.#show(shown);
+    } catch (error) {
+      if (!signal.aborted) onError(error.message);
+    }
+  }
+
+  close() {
+    this.closing?.abort();
+    byId("stage").classList.remove("two");
+  }
+
+  async #show(shown) {
+    this.shown = shown;
+    const titles = shown.map(({ job }) => titleOf(job.id)), { viewer } = this;
+    setText("canvas-title", titles.join(" | "));
+    this.#showDifferences(shown, titles);
+    viewer.clear();
+    viewer.showPhoto(shown[0].blob, titles[0]);
+    await viewer.showPainting(shown[1].blob, titles[1]);
+    viewer.setDivider(50);
+  }
+
+  #showDifferences(shown, titles) {
+    const specs = shown.map(({ job }) => job.input.spec);
+    const names = Object.keys(specs[0]).filter(
+      (name) => canonicalize(specs[0][name]) !== canonicalize(specs[1][name]));
+    const row = (label, cells) => createElement("tr", {},
+      createElement("th", { scope: "row", textContent: label }),
+      ...cells.map((cell) => createElement("td", {}, cell)));
+    const links = shown.map(({ job }, i) => createElement("a", {
+      href: resolveAddress(`j/${job.id}`), "data-local-link": "", textContent: titles[i] }));
+    byId("compared").replaceChildren(
+      createElement("tr", {}, createElement("td"), ...["left", "right"].map((side) =>
+        createElement("th", { scope: "col", textContent: t(side) }))),
+      row(t("untitled"), links),
+      row(t("parameter.size"), shown.map(({ job: { outputs: [{ width, height }] } }) =>
+        t("pixels", { width, height }))),
+      ...names.filter((name) => name !== "size").map((name) => row(labelOf(name),
+        specs.map((spec) => String(nameValue(name, formatValue(spec[name])))))));
+    for (const id of ["swap", "compared"]) setVisible(byId(id), true);
+  }
+}

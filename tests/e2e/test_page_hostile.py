@@ -1,0 +1,377 @@
+"""The page under hostile conditions: full storage, wrong clocks, no connection, huge inputs."""
+
+import io
+import json
+import re
+from base64 import b64decode
+from collections.abc import Iterator
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Any
+
+import pytest
+import redis
+from api_process import ApiProcess
+from page_actions import (
+    OpenPage,
+    end_toast,
+    expect,
+    expect_end,
+    needs_chromium,
+    tile_of,
+)
+from PIL import Image
+
+from core.auth.api_keys import ApiKey, ApiKeyStore
+from core.redis_client import PREFIX
+from impasto import Client
+
+pytestmark = [pytest.mark.e2e, needs_chromium]
+
+MARKUP = "<svg onload=document.title='hurt'>&amp;{n}\u202e" + "<b>long</b>" * 15
+RETURN_TO_TAB = "document.dispatchEvent(new Event('visibilitychange'))"
+FULL = """() => {
+    for (let size = 1 << 22; size; size >>= 1) {
+        try { for (;;) localStorage.setItem(`full ${Math.random()}`, "x".repeat(size)); } catch {}
+    }
+    try { localStorage.setItem("more", "x".repeat(99)); } catch (error) { return error.name; }
+}"""
+FORBIDDEN = """
+    const refuse = { get() { throw new DOMException("no", "SecurityError"); } };
+    for (const name of ["localStorage", "sessionStorage", "indexedDB", "caches"]) {
+        Object.defineProperty(window, name, refuse);
+    }
+"""
+PIXEL = b64decode("R0lGODdhAQABAIABAP8AAP///ywAAAAAAQABAAACAkQBADs=")
+# Copies a job that has ended, with its indexes. KEYS: job, jobs_of, jobs_of:canceled, removable.
+COPY_JOBS = """
+    local letters = 'abcdefghijklmnopqrstuvwxyz234567'
+    for n = 2, tonumber(ARGV[2]) do
+        local code, rest = '', n
+        for _ = 1, 4 do
+            code = string.sub(letters, rest % 32 + 1, rest % 32 + 1) .. code
+            rest = math.floor(rest / 32)
+        end
+        local id = 'job_' .. string.rep('a', 22) .. code
+        redis.call('COPY', KEYS[1], ARGV[1] .. id)
+        redis.call('HSET', ARGV[1] .. id, 'id', id, 'entry', n)
+        for index = 2, 4 do redis.call('ZADD', KEYS[index], n, id) end
+    end
+"""
+
+
+@pytest.fixture(scope="module")
+def api(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ApiProcess]:
+    """An API without a worker: its jobs wait until they are canceled."""
+    with ApiProcess(tmp_path_factory.mktemp("api"), API_KEYS="required") as running:
+        yield running
+
+
+@pytest.fixture(scope="module")
+def keys(api: ApiProcess) -> Iterator[ApiKeyStore]:
+    store = ApiKeyStore(api.redis_url)
+    yield store
+    store.close()
+
+
+@pytest.fixture
+def caller(keys: ApiKeyStore) -> tuple[ApiKey, str]:
+    """The key of this test and its secret."""
+    return keys.create("Ada")
+
+
+@pytest.fixture
+def client(api: ApiProcess, caller: tuple[ApiKey, str]) -> Iterator[Client]:
+    with Client(api.url, caller[1]) as running:
+        yield running
+
+
+@pytest.fixture
+def visit(open_page: OpenPage, api: ApiProcess, caller: tuple[ApiKey, str]) -> OpenPage:
+    """Open the page with the caller's key. `prepare` gets the page before its scripts run."""
+
+    def open_with_key(address: str = "/", prepare: Any = None, **options: Any) -> Any:
+        page = open_page("/docs", url=api.url, **options)
+        page.evaluate("secret => sessionStorage.setItem('impasto key', secret)", caller[1])
+        if prepare:
+            prepare(page)
+        page.goto(address)
+        return page
+
+    return open_with_key
+
+
+@pytest.fixture
+def cancel_job(client: Client, image_files: dict[str, Path]) -> Any:
+    """A function that submits a job, cancels it and returns its id."""
+
+    def cancel() -> str:
+        job = client.submit(image_files["rotated.jpg"], [image_files["painting.png"]], size=64)
+        return client.cancel(job.id).id
+
+    return cancel
+
+
+def _submit(page: Any) -> str:
+    """Submit the form; return the id of the job, which waits."""
+    expect(page.locator("#presets button").first).to_be_attached()
+    page.click("#submit-job")
+    page.wait_for_url(re.compile("/j/job_"))
+    expect(page.locator("#cancel")).to_be_visible()
+    return str(page.url.rpartition("/")[2])
+
+
+def test_a_job_that_another_tab_deletes_leaves_this_one(
+    visit: OpenPage, client: Client, cancel_job: Any, until: Any
+) -> None:
+    shown, listed = cancel_job(), cancel_job()
+    page = visit(f"/j/{shown}")
+    expect(page.locator("#another")).to_be_visible()
+    expect(tile_of(page, listed)).to_have_count(1)
+    with page.expect_popup() as popup:
+        page.evaluate("window.open('/')")  # with the key of this tab
+    other = popup.value
+    for job_id in (shown, listed):
+        tile_of(other, job_id).locator("a").focus()
+        other.keyboard.press("Delete")
+    end_toast(other)
+    until(lambda: not [*client.jobs()], "both are deleted")
+    page.evaluate(RETURN_TO_TAB)
+    expect(tile_of(page, listed)).to_have_count(0)
+
+    page.click("#another")
+    expect(page.locator("#status")).to_have_text("We can’t find this painting")
+    expect(page.locator("#ended-controls")).to_be_hidden()
+    expect(tile_of(page, shown)).to_have_count(0)
+
+
+@pytest.mark.parametrize("storage", ["full", "forbidden"])
+def test_without_storage_the_page_works_until_it_is_closed(
+    visit: OpenPage,
+    api: ApiProcess,
+    caller: tuple[ApiKey, str],
+    image_files: dict[str, Path],
+    storage: str,
+) -> None:
+    def prepare(page: Any) -> None:
+        if storage == "forbidden":
+            page.add_init_script(FORBIDDEN)
+            return
+        assert page.evaluate(FULL) == "QuotaExceededError"
+        page.context.new_cdp_session(page).send(
+            "Storage.overrideQuotaForOrigin", {"origin": api.url, "quotaSize": 1}
+        )
+
+    page = visit(prepare=prepare)
+    if storage == "forbidden":
+        page.fill("#key", caller[1])
+        page.keyboard.press("Enter")
+    page.set_input_files("#photo input.files", image_files["rotated.jpg"])
+    expect(page.locator("#photo .status")).to_have_text("72 × 96 px")
+    draft = "import('./web/drafts.js').then(({ saveDraft }) => saveDraft({ photo: [new Blob()] }))"
+    assert page.evaluate(draft) is None, "the database refuses"
+    _submit(page)
+
+    expect(page.locator("#canvas-title")).to_have_text("rotated × Brush strokes")
+
+
+@pytest.mark.parametrize("hours", [-5, 5])
+def test_a_wrong_clock_changes_no_time_that_the_page_shows(
+    open_page: OpenPage, unusual_job: Any, hours: int
+) -> None:
+    def read(page: Any) -> list[str]:
+        expect_end(page)
+        expect(tile_of(page, unusual_job.id).locator(".status")).to_have_text(re.compile("Until"))
+        texts = [page.locator(f"#{part}").inner_text() for part in ("details", "retention")]
+        return [*texts, tile_of(page, unusual_job.id).inner_text()]
+
+    page = open_page()
+    page.clock.set_system_time(datetime.now(UTC) + timedelta(hours=hours))
+    page.goto(f"/j/{unusual_job.id}")
+    shifted = page.evaluate("Date.now()") / 1000
+    assert shifted == pytest.approx(datetime.now(UTC).timestamp() + hours * 3600, abs=300)
+
+    assert read(page) == read(open_page(f"/j/{unusual_job.id}"))
+
+
+def test_ten_minutes_without_a_connection_lose_nothing(
+    visit: OpenPage, client: Client, image_files: dict[str, Path]
+) -> None:
+    page = visit(prepare=lambda page: page.clock.install())
+    expect(page.locator("#presets button").first).to_be_visible()
+    failed: list[str] = []
+    page.on("requestfailed", lambda request: failed.append(request.url))
+
+    def stay_offline() -> None:
+        for _ in range(60):
+            page.clock.run_for(10_000)
+            page.wait_for_timeout(10)
+        assert 5 < len(failed) < 300, "it tries again, and not in a hurry"
+        failed.clear()
+        page.context.set_offline(False)
+
+    page.context.set_offline(True)
+    page.set_input_files("#photo input.files", image_files["rotated.jpg"])
+    page.click("#submit-job")
+    expect(page.locator("#submit-error")).to_contain_text("keeps trying")
+    stay_offline()
+    page.wait_for_url(re.compile("/j/job_"))
+    expect(page.locator("#canvas-title")).to_have_text("rotated × Brush strokes")
+    expect(page.locator("#status")).to_have_text("Waiting")
+    (job,) = client.jobs()
+    page.context.set_offline(True)
+    client.cancel(job.id)
+    stay_offline()
+
+    expect(page.locator("#status")).to_have_text("Canceled")
+    expect(page.locator("#job-error")).to_be_hidden()
+
+
+def test_a_page_of_an_earlier_version_works_on_and_offers_the_new_one(
+    browser: Any, tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    """Its samples come from the new version, its code never does."""
+    with ApiProcess(tmp_path_factory.mktemp("api")) as api:
+        context = browser.new_context(service_workers="allow", locale="en")
+        page = context.new_page()
+        page.goto(api.url)
+        page.evaluate("navigator.serviceWorker.ready.then(() => null)")
+        page.reload()
+        expect(page.locator("#presets button").first).to_be_visible()
+        code = page.get_attribute("script[type=module]", "src")
+        api.restart_api(MAX_SIZE_PX="1024")
+        assert page.request.get(f"{api.url}/{code}").status == 404
+        page.locator("#photo .sample button").nth(1).click()
+        page.locator("#style .sample button").nth(4).click()
+        after = page.locator("#stage img.after")
+        expect(after).to_have_attribute("src", re.compile("pears-ink"))
+        expect(after).to_have_js_property("naturalWidth", 384)
+        _submit(page)
+
+        page.evaluate(RETURN_TO_TAB)
+        page.click("#toast button:has-text('Reload')")
+        page.wait_for_url("**", wait_until="load")
+        assert json.loads(page.text_content("#form"))["limits"]["max_size"] == 1024
+        names = "performance.getEntriesByType('resource').map(({ name }) => name)"
+        versions = {*re.findall(r"web-\w+", " ".join(page.evaluate(names)))}
+        assert len(versions) == 1
+        assert code.split("/")[-2] not in versions
+        context.close()
+
+
+def test_a_key_that_is_revoked_while_a_job_waits_is_asked_for_again(
+    visit: OpenPage, keys: ApiKeyStore, caller: tuple[ApiKey, str], api: ApiProcess
+) -> None:
+    _, other = keys.create("Bob")
+    page = visit()
+    own = _submit(page)
+    keys.revoke(caller[0].id)
+    expect(page.locator("#key-message")).to_have_text("Key not recognized. Try another.")
+    expect(page.locator("#key")).to_be_focused()
+    page.fill("#key", other)
+    page.keyboard.press("Enter")
+
+    expect(page.locator("#key-form")).to_be_hidden()
+    expect(page.locator("#status")).to_have_text("We can’t find this painting")
+    expect(tile_of(page, own)).to_have_count(0)
+    page.click("text=New painting")
+    expect(tile_of(page, _submit(page))).to_have_count(1)
+
+
+def test_a_history_of_10000_jobs_is_shown_page_by_page_and_pictures_are_released(
+    visit: OpenPage, api: ApiProcess, caller: tuple[ApiKey, str], cancel_job: Any
+) -> None:
+    job_key, own = f"{PREFIX}job:", f"{PREFIX}jobs_of:{caller[0].id}"
+    names = [job_key + cancel_job(), own, f"{own}:canceled", f"{PREFIX}removable:{caller[0].id}"]
+    with redis.Redis.from_url(api.redis_url) as store:
+        store.eval(COPY_JOBS, len(names), *names, job_key, 10_000)
+        assert store.zcard(own) == 10_000
+    lists: list[str] = []
+
+    def add_results(route: Any) -> None:
+        lists.append(route.request.url)
+        answer = route.fetch()
+        body = answer.json()
+        for job in body["jobs"]:
+            job["links"]["result"] = f"/v1/jobs/{job['id']}/result"
+            job["outputs"] = [{"id": job["id"], "width": 4, "height": 3}]
+        route.fulfill(response=answer, json=body)
+
+    def prepare(page: Any) -> None:
+        page.route(re.compile(r"/v1/jobs\?"), add_results)
+        page.route("**/result?*", lambda route: route.fulfill(body=PIXEL, content_type="image/gif"))
+
+    page = visit(prepare=prepare)
+    tiles = page.locator("#history-list li")
+    expect(tiles).to_have_count(20)
+    assert len(lists) == 1
+    for count in range(40, 160, 20):
+        page.locator("#history-more").scroll_into_view_if_needed()
+        expect(tiles.nth(count - 1)).to_be_attached()
+    expect(tiles.nth(130).locator("img[src]")).to_have_count(1)
+    expect(tiles.first.locator("img[src]")).to_have_count(0)
+    assert 5 <= page.locator("#history-list img[src]").count() <= 60, "only what is near"
+    page.evaluate("document.querySelector('.film').scrollTo(0, 0)")
+    expect(tiles.first.locator("img[src]")).to_have_count(1)
+    page.unroute_all(behavior="wait")
+
+
+def test_names_that_are_markup_or_very_long_are_text_and_fit_a_small_phone(
+    visit: OpenPage, image_files: dict[str, Path]
+) -> None:
+    page = visit(width=320, locale="zh-CN")
+    expect(page.locator("#presets button").first).to_be_attached()
+    picture = image_files["painting.png"].read_bytes()
+    file = {"name": f"{MARKUP}.png", "mimeType": "image/png", "buffer": picture}
+
+    def check(selector: str) -> None:
+        expect(page.locator(selector).first).to_contain_text(MARKUP)
+        assert page.evaluate("document.documentElement.scrollWidth") <= 320
+        assert page.locator("main [onload], main b").count() == 0
+
+    page.set_input_files("#photo input.files", file)
+    check("#photo .own .name")
+    page.click("#tabs [data-tab=style]")
+    page.set_input_files("#style input.files", file)
+    check("#style .own .name")
+    _submit(page)
+    check("#canvas-title")
+    check("#history-list .caption")
+    page.reload()
+    check("#history-list .caption")
+    assert "hurt" not in page.title()
+
+
+def test_a_phone_does_not_hold_many_megapixels_decoded(visit: OpenPage) -> None:
+    """Also not if they are rotated, nor when only the service has them."""
+    file, exif = io.BytesIO(), Image.Exif()
+    exif[0x0112] = 6
+    Image.linear_gradient("L").resize((4500, 3000)).convert("RGB").save(file, "JPEG", exif=exif)
+    page = visit(width=375, has_touch=True, is_mobile=True)
+    page.set_input_files(
+        "#photo input.files",
+        {"name": "large.jpg", "mimeType": "image/jpeg", "buffer": file.getvalue()},
+    )
+    expect(page.locator("#photo .status")).to_have_text("3000 × 4500 px")
+    before = page.locator("#stage img.before")
+    expect(before).to_have_js_property("naturalHeight", 2560)
+    decoded = """() => [...document.querySelectorAll("#stage img.before, .own img")]
+        .map(({ naturalWidth, naturalHeight }) => [naturalWidth, naturalHeight])"""
+    assert page.evaluate(decoded) == [[1707, 2560]] * 2
+
+    _submit(page)
+    page.reload()
+    expect(before).to_have_js_property("naturalHeight", 2560)
+
+
+def test_many_fast_clicks_on_another_one_are_one_job(
+    visit: OpenPage, client: Client, cancel_job: Any
+) -> None:
+    first = cancel_job()
+    page = visit(f"/j/{first}")
+    expect(page.locator("#another")).to_be_visible()
+    page.locator("#another").evaluate("(one) => { for (let i = 0; i < 100; i++) one.click(); }")
+    page.wait_for_url(lambda url: "/j/job_" in url and first not in url)
+    page.wait_for_timeout(300)
+
+    assert len([*client.jobs()]) == 2
