@@ -200,8 +200,11 @@ function showStatus(status) {
 function describeState(suspension, name) {
   if (!suspension) return tr("active");
   const { kind, reason } = suspension;
-  const state = kind === "draining" && !name ? "drained" : kind.replaceAll("_", " ");
-  return tr(state) + (reason ? `: ${reason}` : "");
+  const states = {
+    paused: tr("paused"), out_of_service: tr("out of service"),
+    draining: name ? tr("draining") : tr("drained"),
+  };
+  return states[kind] + (reason ? `: ${reason}` : "");
 }
 
 function showQueue({ jobs, total }) {

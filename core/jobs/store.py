@@ -513,7 +513,7 @@ class JobStore:
             pipe.hset(worker_info, worker, "" if info is None else info.model_dump_json())
             for pool in report.pools:
                 # One that is suspended is known, but does not count as live.
-                seen_ms = now_ms - WORKER_TTL_MS * is_suspended
+                seen_ms = now_ms - (WORKER_TTL_MS + 1) * is_suspended
                 pipe.zadd(f"{PREFIX}sizes_of:{pool}", {str(report.claim_size_px): seen_ms}, gt=True)
                 pipe.expire(f"{PREFIX}sizes_of:{pool}", KNOWN_SECONDS)
             pipe.set(f"{PREFIX}size_of:{report.id}", report.claim_size_px, ex=KNOWN_SECONDS)

@@ -97,14 +97,14 @@ def test_a_disk_that_fills_during_a_run_does_not_lose_the_picture(
 ) -> None:
     full = tmp_path / "full"
     full.mkdir()
-    fsync = files._fsync
+    fsync = files.fsync
 
     def fail(path: Path) -> None:
         if path.parent == full:
             raise OSError(errno.ENOSPC, "No space left on device", str(path))
         fsync(path)
 
-    monkeypatch.setattr(files, "_fsync", fail)
+    monkeypatch.setattr(files, "fsync", fail)
     size = ["--size", "64", "--iterations", "2"]
     ran = impasto("stylize", *pictures, "-o", str(full / "out.png"), *size)
     (saved,) = tmp_path.glob("out-*.png")
