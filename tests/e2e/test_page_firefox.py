@@ -75,7 +75,8 @@ def test_a_photo_becomes_a_painting_that_is_compared_and_downloaded(
     )
     firefox.click("#selection-zip")
     firefox.wait_for("globalThis.archive?.size > 1000")
-    firefox.evaluate("location.reload()")
+    # Not location.reload(): what follows would still see the old document.
+    firefox.open(firefox.evaluate("location.href"))
     firefox.wait_for(_is_shown("#history-list img[src]"))
     assert firefox.errors == []
 

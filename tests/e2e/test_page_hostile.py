@@ -308,6 +308,7 @@ def test_a_history_of_10000_jobs_is_shown_page_by_page_and_pictures_are_released
     for count in range(40, 160, 20):
         page.locator("#history-more").scroll_into_view_if_needed()
         expect(tiles.nth(count - 1)).to_be_attached()
+    tiles.nth(130).scroll_into_view_if_needed()
     expect(tiles.nth(130).locator("img[src]")).to_have_count(1)
     expect(tiles.first.locator("img[src]")).to_have_count(0)
     assert 5 <= page.locator("#history-list img[src]").count() <= 60, "only what is near"
