@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from core.style.spec import MIN_RESULT_SIDE_PX, StyleSpec, result_size
 
 # Iterations at the coarsest scale by `quality`.
-ITERATIONS = {"draft": 16, "standard": 45, "fine": 135}
+ITERATIONS = {"draft": 24, "standard": 45, "fine": 135}
 
 NOISE_FACTOR = 4  # times as many iterations at the coarsest scale when a run starts from noise
 

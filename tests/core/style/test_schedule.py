@@ -58,7 +58,7 @@ def test_quality_sets_the_iterations_and_iterations_overrides_it() -> None:
     ]
     given = schedule(parse_spec({"size": 384, "quality": "fine", "iterations": 11}), 4, 3)
 
-    assert counts == [[16, 8, 8], [45, 22, 22], [135, 67, 67]]
+    assert counts == [[24, 12, 12], [45, 22, 22], [135, 67, 67]]
     assert [scale.iterations for scale in given] == [11, 5, 11]
 
 
