@@ -123,7 +123,7 @@ _RULES = {
     "id": "id must be the id of a worker, or * for all.",
     "release": "release must be true or false.",
     "log": "log must be operator or callers.",
-    "exclude": "exclude must be worker.",
+    "exclude": "exclude must be functions, store, store_settings, pictures or worker.",
     "limit": "limit must be a whole number from 1 to 100.",
     "cursor": "cursor must be from the next link of a list.",
     "status": f"status must be one of {', '.join(Status)}.",
