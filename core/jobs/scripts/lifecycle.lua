@@ -190,7 +190,8 @@ operation('claim', function(p, token, worker, lease_ms, worker_id, pools, size)
   end
   enter_queued(p)
   local now, place, lane = now_ms(), nil, nil
-  if redis.call('HEXISTS', p .. 'suspended', worker_id) == 0 then
+  local is_suspended = redis.call('HEXISTS', p .. 'suspended', worker_id) == 1
+  if not is_suspended and redis.call('EXISTS', p .. 'restoring') == 0 then
     place, lane = next_place(p, cjson.decode(pools), tonumber(size))
   end
   if not place then

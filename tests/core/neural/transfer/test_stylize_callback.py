@@ -182,7 +182,7 @@ def test_a_run_that_is_updated_again_and_again_ends(
         return Control(spec=spec.with_updates({"tv_weight": len(counts)}))
 
     assert (
-        stylize(StyleInputs(photo, [painting]), spec, tiny_vgg16, update_each_time).iterations == 24
+        stylize(StyleInputs(photo, [painting]), spec, tiny_vgg16, update_each_time).iterations == 16
     )
     assert counts[11] == 12  # at most twice the planned iterations, then one per update
 
