@@ -35,9 +35,13 @@ pytestmark = [pytest.mark.e2e, needs_chromium]
 
 WATCH_SHIFTS = """
     window.shifts = 0;
+    window.shifted = [];
     new PerformanceObserver((list) => {
-        for (const { hadRecentInput, value } of list.getEntries()) {
-            if (!hadRecentInput) window.shifts += value;
+        for (const { hadRecentInput, value, sources } of list.getEntries()) {
+            if (hadRecentInput) continue;
+            window.shifts += value;
+            window.shifted.push([value, ...sources.map(({ node, previousRect, currentRect }) =>
+                [node?.outerHTML?.slice(0, 80), previousRect.y, currentRect.y])]);
         }
     }).observe({ type: "layout-shift", buffered: true });
 """
@@ -319,7 +323,7 @@ def test_the_picture_keeps_its_place_from_the_photo_to_the_result(open_page: Ope
     assert page.locator("#stage").bounding_box() == place
     assert page.locator("#stage img.after").bounding_box() == pytest.approx(photo, abs=1)
 
-    assert page.evaluate("window.shifts") < 0.05
+    assert page.evaluate("window.shifts") < 0.05, page.evaluate("window.shifted")
 
 
 def test_on_a_phone_nothing_jumps_from_the_first_visit_to_the_result(open_page: OpenPage) -> None:
@@ -331,7 +335,7 @@ def test_on_a_phone_nothing_jumps_from_the_first_visit_to_the_result(open_page: 
     expect_end(page)
     expect(page.locator("#frames")).to_be_visible()
 
-    assert page.evaluate("window.shifts") < 0.05
+    assert page.evaluate("window.shifts") < 0.05, page.evaluate("window.shifted")
 
 
 def test_finish_now_states_the_size_and_continue_paints_on(
