@@ -214,7 +214,8 @@ def test_the_chinese_page_is_chinese_and_fits_a_small_phone(
     check_screen("result")
     assert len(codes) > 15
     assert words - {"Impasto", "API", "PNG", "JPEG", "WebP", "English", "Gatys", "BFGS"} <= {
-        "Adam", "auto", "white", "black", "relu", "https", "max", "average", "painting", "png", "team",
+        "Adam", "auto", "white", "black", "relu", "https", "max", "average", "painting", "png",
+        "team",
     }  # fmt: skip
 
     page.click("#language")
