@@ -144,7 +144,7 @@ export default {
   "parameter.strength.hint": "画风有多明显：0 很淡，1 几乎看不出照片。",
   "parameter.style_scale.hint": "笔触的大小。",
   "parameter.preserve_color.hint": "颜色取自画风还是照片。",
-  "parameter.quality.hint": "迭代越多越精细：草稿用时约为标准的三分之一，精细约为三倍。",
+  "parameter.quality.hint": "迭代越多越精细：草稿用时约为标准的一半，精细约为三倍。",
   "parameter.size.hint": "画作长边的像素数。",
   "parameter.regions.hint": "让照片与画风中相似的部分一一对应，例如天空对天空。",
   "parameter.style_frame.hint": "画风图片四周的边框：裁去，或当作画风的一部分。",

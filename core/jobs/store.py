@@ -61,9 +61,8 @@ RESERVATION_SECONDS = 600.0  # protects a blob until the operation that uses it
 REPLICATION_MS = 1000  # how long a new job waits for replicas; less than the client's timeout
 WORKER_TTL_MS = 5_000  # a worker sends a heartbeat every second; scripts/common.lua has it as well
 WORKER_FORGET_MS = 60_000  # then the store forgets the description of a worker
-KNOWN_SECONDS = (
-    3600  # jobs wait so long for a worker like one that is gone; lanes.lua has it as well
-)
+# Jobs wait so long for a worker like one that is gone; scripts/lanes.lua has it as well.
+KNOWN_SECONDS = 3600
 POLL_MS = 10_000  # an idle worker asks for a job more often, while jobs wait
 ANY_OWNER = ""  # for operations that may touch the jobs of all owners
 NO_OWNER = ""  # of a blob that no client may name

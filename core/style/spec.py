@@ -133,7 +133,7 @@ class StyleSpec(BaseModel):
     quality: Literal["draft", "standard", "fine"] = Field(
         "standard",
         title="Quality",
-        description="Number of iterations: draft takes about a third of the time of standard, "
+        description="Number of iterations: draft takes about half the time of standard, "
         "fine three times.",
     )
     content_weight: Weight = Field(
