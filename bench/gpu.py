@@ -23,6 +23,7 @@ from core.neural import device as devices
 from core.neural.transfer.formats import fastest_format
 from core.neural.transfer.optimize import LBFGS
 from core.neural.transfer.planner import Planner, measure_throughput
+from core.neural.transfer.preconditioner import precondition
 from core.neural.transfer.stylize import stylize
 from core.neural.vgg import Format, Network, formats, stride
 from core.neural.weights.cache import DTYPES, Precision, WeightsCache, random_parameters
@@ -282,8 +283,15 @@ def _two_iterations(card: Card, planner: Planner, size: int) -> Row:
     planned = plan.scales[-1]
     before = torch.cuda.memory_allocated(card.device)
     photo, objective = inputs.objective(spec, card.fast, planned.route.tile_px)
-    host = torch.device("cpu") if planned.route.history_on_host else None
-    iterates = LBFGS(objective.value_and_gradient, photo, planned.route.history, host)
+    route, host = planned.route, torch.device("cpu")
+    iterates = LBFGS(
+        objective.value_and_gradient,
+        photo,
+        route.history,
+        host if route.history_on_host else None,
+        half_pairs=route.half_pairs,
+        precondition=precondition,
+    )
     next(iterates)
     wait()
     began = time.perf_counter()

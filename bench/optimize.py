@@ -417,9 +417,18 @@ def one_run(content: Path, style: Path, model: ModelName, limit_gb: float, size:
     objective = target.objective
     image = objective.margin.mirror(target.photo)
     began = time.monotonic()
-    list(islice(LBFGS(objective.value_and_gradient, image, planned.route.history), 2))
+    kept = planned.route
+    steps = LBFGS(
+        objective.value_and_gradient,
+        image,
+        kept.history,
+        half_pairs=kept.half_pairs,
+        precondition=precondition,
+    )
+    list(islice(steps, 2))
     seconds = (time.monotonic() - began) / 3
-    route = f"{planned.route.tile_px or 'whole'}, {planned.route.history} pairs"
+    rounded = " in bfloat16" if kept.half_pairs else ""
+    route = f"{kept.tile_px or 'whole'}, {kept.history} pairs{rounded}"
     size_px = f"{planned.scale.width} x {planned.scale.height}"
     gigabytes = f"{planned.memory_bytes / 1e9:.2f} | {before:.2f} | {_resident('VmHWM'):.2f}"
     click.echo(f"| {size_px} | {limit_gb or 'free'} | {route} | {gigabytes} | {seconds:.1f} |")

@@ -24,6 +24,9 @@ Precondition = Callable[[Tensor], Tensor]  # a gradient (1, 3, H, W) -> the same
 FIRST_STEP = 0.003
 HISTORY = 10  # curvature pairs; more gain little, and each costs memory of twice the image
 
+# Numbers of a half-precision pair that are widened at once: few enough to stay in a cache.
+_CHUNK = 1 << 17
+
 # After a rejected step, Adam's next one is shorter by this factor. L-BFGS relies on the new
 # curvature pair alone after one rejected step, and shortens after each further one.
 _SHORTEN = {"lbfgs": 0.25, "adam": 0.5}
@@ -84,8 +87,9 @@ class LBFGS(Iterator[tuple[Tensor, Losses]]):
     because it tells why; if the next step is rejected too, the one after it is shorter.
 
     image: (1, 3, H, W). history_device: where the curvature pairs lie, if not beside the image. No
-    operation waits for the device, unless the pairs lie elsewhere. precondition: the initial
-    inverse Hessian up to a factor, symmetric and positive definite; the identity if omitted.
+    operation waits for the device, unless the pairs lie elsewhere. half_pairs: keep them in
+    bfloat16, in half the memory. precondition: the initial inverse Hessian up to a factor,
+    symmetric and positive definite; the identity if omitted.
     """
 
     def __init__(
@@ -96,10 +100,11 @@ class LBFGS(Iterator[tuple[Tensor, Losses]]):
         history_device: torch.device | None = None,
         state: Mapping[str, Tensor] | None = None,
         *,
+        half_pairs: bool = False,
         precondition: Precondition = lambda gradient: gradient,
     ) -> None:
         self._evaluate, self._image, self._precondition = evaluate, image, precondition
-        self._pairs = _Pairs(image, history, history_device or image.device)
+        self._pairs = _Pairs(image, history, history_device or image.device, half_pairs=half_pairs)
         self._snapshot: SharedSnapshot | None = None
         self.is_resumed = state is not None
         if state is None:
@@ -140,6 +145,7 @@ class LBFGS(Iterator[tuple[Tensor, Losses]]):
             _SHORTEN["lbfgs"] ** (self._rejected - 1).clamp_min(0)
         )
         new_image = direction.neg_().add_(image).clamp_(0, 1)
+        del active, free  # an evaluation needs the memory
         losses, new_gradient = self._evaluate(new_image)
         new_gradient = new_gradient * self._scale
         self._reclaim_snapshot()
@@ -229,15 +235,19 @@ class _Pairs:
 
     A pair without positive curvature would turn the direction uphill. It keeps its row, but its
     products are 0.
+
+    The products are those of the rows as they are kept. Rounded rows are thus pairs of a slightly
+    different function, and the inverse Hessian stays symmetric.
     """
 
-    def __init__(self, image: Tensor, history: int, device: torch.device) -> None:
+    def __init__(
+        self, image: Tensor, history: int, device: torch.device, *, half_pairs: bool = False
+    ) -> None:
         self._history, self._count = history, 0
+        dtype = torch.bfloat16 if half_pairs else image.dtype
         # (2h, n): s, then P y. Written once, because an operating system allocates zeros only at
         # their first use.
-        self._rows = torch.empty(
-            2 * history, image.numel(), dtype=image.dtype, device=device
-        ).zero_()
+        self._rows = torch.empty(2 * history, image.numel(), dtype=dtype, device=device).zero_()
         exact = torch.float32 if device.type == "mps" else torch.float64  # mps has no float64
         # (2, h, h): S^T Y, of which only the pairs with s not newer than y are valid, and Y^T P Y.
         self._products = torch.zeros(2, history, history, dtype=exact, device=device)
@@ -279,10 +289,10 @@ class _Pairs:
         h, row, device = self._history, self._count % self._history, self._rows.device
         self._count += 1
         # A number that is not finite would stay: its product with 0 is not 0.
-        step = step.nan_to_num()
+        step = step.nan_to_num_()
         self._rows[row].copy_(step.flatten())
         self._rows[row + h].copy_(preconditioned.flatten())
-        products = (self._rows @ change.flatten().to(device)).to(self._products.dtype).view(2, h)
+        products = self._rows_times(change.flatten().to(device)).view(2, h)
         ss, sy, yy = step.square().sum().to(device), products[0, row], products[1, row]
         has_curvature = sy > 1e-10 * (ss * yy).sqrt()
         products = torch.where(has_curvature, products, 0)
@@ -297,7 +307,7 @@ class _Pairs:
         h, oldest, gamma = self._history, self._count % self._history, self._gamma
         vector = gradient.flatten().to(self._rows.device)  # (n,)
         # S^T g and Y^T P g, (2, h), the oldest pair first.
-        by_rows = (self._rows @ vector).to(self._products.dtype).view(2, h).roll(-oldest, 1)
+        by_rows = self._rows_times(vector).view(2, h).roll(-oldest, 1)
         sy, yy = self._products.roll((-oldest, -oldest), (1, 2))  # (h, h)
         is_valid = sy.diagonal() > 0  # (h,)
         both = is_valid[:, None] & is_valid
@@ -309,10 +319,31 @@ class _Pairs:
         by_s = torch.linalg.solve_triangular(r.T, right, upper=False)
         weights = torch.stack([by_s[:, 0], -gamma * u[:, 0]])  # (2, h)
         weights = weights.roll(oldest, 1).flatten()  # (2h,), in the order of the rows
-        product = (self._rows.T @ weights.to(self._rows.dtype)).to(gradient.device)
+        product = self._sum_rows(weights.to(vector.dtype)).to(gradient.device)
         scale = gamma.to(gradient.device, gradient.dtype)
         result: Tensor = product.view_as(gradient).addcmul_(preconditioned, scale)
         return result
+
+    def _rows_times(self, vector: Tensor) -> Tensor:
+        """The product of each row with a vector (n,): (2h,), in the precision of the products."""
+        if self._rows.dtype == vector.dtype:
+            return (self._rows @ vector).to(self._products.dtype)
+        products = [rows.to(part.dtype) @ part for rows, part in self._chunks(vector)]
+        return torch.stack(products).sum(0, dtype=self._products.dtype)
+
+    def _sum_rows(self, weights: Tensor) -> Tensor:
+        """The sum of the rows with weights (2h,): (n,), in the precision of the weights."""
+        if self._rows.dtype == weights.dtype:
+            return self._rows.T @ weights
+        total = weights.new_empty(self._rows.shape[1])
+        for rows, part in self._chunks(total):
+            torch.mv(rows.to(weights.dtype).T, weights, out=part)
+        return total
+
+    def _chunks(self, vector: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
+        """Views of the rows and of a vector (n,), some columns at once."""
+        for begin in range(0, len(vector), _CHUNK):
+            yield self._rows[:, begin : begin + _CHUNK], vector[begin : begin + _CHUNK]
 
 
 class Adam(Iterator[tuple[Tensor, Losses]]):

@@ -43,18 +43,25 @@ from core.style.vgg_layers import Architecture
 
 TILES_PX = (None, 4096, 2048, 1024, 512, 256)  # None: the whole picture
 
-# Number of pairs, and whether they lie on the host; in order of preference. Fewer pairs give
-# another picture, so they are the last resort.
-HISTORIES = ((HISTORY, False), (HISTORY, True), (HISTORY // 2, False))
+# Number of pairs, whether they lie on the host, and whether they are rounded; in order of
+# preference. Rounded pairs give another picture, and fewer pairs a worse one.
+HISTORIES = (
+    (HISTORY, False, False),
+    (HISTORY, True, False),
+    (HISTORY, False, True),
+    (HISTORY // 2, False, True),
+)
 
 # Share of the free memory that a plan may use. The rest is for what no formula knows (allocators,
 # libraries).
 USABLE = 0.85
 
-# Bytes per pixel of a float32 image, and the number of such images at once: photo, image, two
-# gradients, step, change, both stacked, direction, and two temporaries.
+# Bytes per pixel of a float32 image, and the number of such images at once. During an evaluation:
+# the photo with and without its margin, two images and their gradients. Between two evaluations of
+# L-BFGS also the step, the change, and what the preconditioner takes.
 _VECTOR_BYTES = 3 * 4
-_VECTORS = 11
+_EVALUATION_VECTORS = {"lbfgs": 7, "adam": 11}
+_STEP_VECTORS = 10
 
 # Bytes per pixel of a guide in float32: itself, with a margin, and smaller versions.
 _GUIDE_BYTES = 4 * 7 / 3
@@ -101,13 +108,19 @@ NOMINAL_THROUGHPUT = Throughput(0.02, 2.5e-6)
 class Route:
     """How a scale is computed.
 
-    The tile's side in px (None: whole), the number of curvature pairs (0: Adam), and where they
-    lie.
+    The tile's side in px (None: whole), the number of curvature pairs (0: Adam), where they lie,
+    and whether they are rounded to bfloat16.
     """
 
     tile_px: int | None
     history: int
     history_on_host: bool = False
+    half_pairs: bool = False
+
+    @property
+    def pair_bytes(self) -> int:
+        """Bytes per pixel of the curvature pairs, wherever they lie."""
+        return 2 * self.history * _VECTOR_BYTES // (2 if self.half_pairs else 1)
 
 
 @dataclass(frozen=True)
@@ -123,7 +136,7 @@ class PlannedScale:
     @property
     def rank(self) -> int:
         """The preference of the route's history; lower is better and counts before seconds."""
-        pairs = (self.route.history, self.route.history_on_host)
+        pairs = (self.route.history, self.route.history_on_host, self.route.half_pairs)
         return HISTORIES.index(pairs) if pairs in HISTORIES else 0
 
     @property
@@ -274,13 +287,13 @@ class Planner:
 
 def _possible_routes(spec: StyleSpec, device: torch.device, largest_side: int) -> Iterator[Route]:
     """Every route for pictures of at most `largest_side` px, the largest tiles first."""
-    histories = HISTORIES if spec.optimizer == "lbfgs" else ((0, False),)
+    histories = HISTORIES if spec.optimizer == "lbfgs" else ((0, False, False),)
     for tile_px in TILES_PX:
         if tile_px is not None and tile_px >= largest_side:
             continue  # the same as the whole picture
-        for history, on_host in histories:
+        for history, on_host, is_half in histories:
             if not (on_host and device.type == "cpu"):  # there the host is the device
-                yield Route(tile_px, history, on_host)
+                yield Route(tile_px, history, on_host, is_half)
 
 
 class _ScaleCost:
@@ -326,8 +339,7 @@ class _ScaleCost:
 
     def host_bytes(self, route: Route) -> int:
         """Bytes of the curvature pairs that lie on the host."""
-        pairs = route.history if route.history_on_host else 0
-        return 2 * pairs * _VECTOR_BYTES * math.prod(self._margin.padded)
+        return route.pair_bytes * math.prod(self._margin.padded) if route.history_on_host else 0
 
     def is_indexable(self, route: Route) -> bool:
         """Whether the kernels of the device can index every tensor of the route."""
@@ -336,8 +348,7 @@ class _ScaleCost:
         pixels = pixels + [self._style_pixels(margin, route.tile_px) for margin in self._paintings]
         elements = self._network.filters("relu1_1") * max(pixels)
         if kind == "mps":
-            pairs = 0 if route.history_on_host else route.history
-            rows = 2 * pairs * _VECTOR_BYTES * math.prod(self._margin.padded)
+            rows = route.pair_bytes * math.prod(self._margin.padded) - self.host_bytes(route)
             return max(elements * self._network.dtype.itemsize, rows) < _MAX_BUFFER_BYTES
         return kind == "cpu" or elements < _MAX_ELEMENTS
 
@@ -370,17 +381,21 @@ class _ScaleCost:
         return fixed + self._throughput.pixel_seconds * work
 
     def _memory_bytes(self, route: Route) -> int:
-        """The peak: the state, and the larger of an evaluation and a painting's measurement."""
+        """The peak: the state, and the largest of an evaluation, a step, and a painting's
+        measurement.
+        """
         pixels = self._tile_pixels(route.tile_px, self._layers)
         recomputed = recomputed_layers(self._content_layers, len(pixels))
         evaluation = max(pixels) * (
             self._network.gradient_bytes(self._layers) + self._target_bytes(recomputed)
         )
         paintings = [self._style_bytes(margin, route.tile_px) for margin in self._paintings]
-        pairs = 0 if route.history_on_host else route.history
-        state = self._state_bytes(pairs, {*self._content_layers} - recomputed)
+        image = _VECTOR_BYTES * math.prod(self._margin.padded)
+        images = _EVALUATION_VECTORS["lbfgs" if route.history else "adam"]
+        peak = max(images * image + max(evaluation, *paintings, 0), _STEP_VECTORS * image)
+        state = self._state_bytes(route, {*self._content_layers} - recomputed)
         scratch = max(_FIXED_BYTES, self._throughput.scratch_pixel_bytes * max(pixels))
-        return int(scratch + state + max(evaluation, *paintings, 0))
+        return int(scratch + state + peak)
 
     def _target_bytes(self, layers: Collection[str]) -> float:
         """Content targets, in bytes per pixel."""
@@ -389,12 +404,9 @@ class _ScaleCost:
             self._network.filters(layer) / stride(layer) ** 2 * item_bytes for layer in layers
         )
 
-    def _state_bytes(self, pairs: int, kept_targets: Collection[str]) -> float:
-        """What grows with the image.
-
-        Images, gradients, pairs, targets, and guides with their smaller versions.
-        """
-        vectors: float = _VECTOR_BYTES * (_VECTORS + 2 * pairs)
+    def _state_bytes(self, route: Route, kept_targets: Collection[str]) -> float:
+        """What stays for a scale: pairs, targets, and guides with their smaller versions."""
+        vectors: float = 0 if route.history_on_host else route.pair_bytes
         if self._masks or self._parts > 1:
             vectors += self._parts * max(1, self._masks) * _GUIDE_BYTES
             vectors += 4 * (self._masks + self._parts)  # as given

@@ -24,7 +24,7 @@ def precondition(gradient: Tensor) -> Tensor:
     """P g for a gradient g (1, 3, H, W), with P symmetric and positive definite."""
     gray = gradient.mean(1, keepdim=True)  # (1, 1, H, W)
     kernel = (_BLUR[:, None] * _BLUR)[None, None].to(gray)
-    return _COLOR * (gradient - gray) + _pyramid(gray, kernel, _LEVELS)
+    return (gradient - gray).mul_(_COLOR).add_(_pyramid(gray, kernel, _LEVELS))
 
 
 def _pyramid(gray: Tensor, kernel: Tensor, weights: Sequence[float]) -> Tensor:

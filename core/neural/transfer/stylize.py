@@ -304,6 +304,7 @@ class _Run:
                 planned.route.history,
                 history_device,
                 state,
+                half_pairs=planned.route.half_pairs,
                 precondition=precondition,
             )
         self._check_start(optimizer, target)

@@ -7,6 +7,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from core.neural.transfer import optimize
 from core.neural.transfer.objective import Losses
 from core.neural.transfer.optimize import LBFGS, Adam, Evaluate, _Pairs
 
@@ -289,6 +290,40 @@ def test_the_product_with_the_inverse_hessian_is_that_of_the_two_loop_recursion(
 
     product = pairs.inverse_hessian_times(target, p * target)
     assert torch.allclose(product.flatten(), r.float(), rtol=1e-4, atol=1e-6)
+
+
+def test_half_precision_pairs_take_half_the_memory_and_give_nearly_the_same_direction(
+    target: Tensor, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also where the rows are widened in several parts, the last of which is shorter."""
+    monkeypatch.setattr(optimize, "_CHUNK", 7)
+    p, products, sizes = torch.linspace(0.5, 1.5, target.numel()).view_as(target), [], []
+    for half_pairs in (False, True):
+        generator = torch.Generator().manual_seed(3)
+        pairs = _Pairs(target, 4, target.device, half_pairs=half_pairs)
+        for _ in range(6):
+            step = torch.rand(target.shape, generator=generator) - 0.5
+            change = step * (1 + torch.rand(target.shape, generator=generator))
+            assert pairs.append(step, change, p * change)
+        products.append(pairs.inverse_hessian_times(target, p * target))
+        sizes.append(pairs.buffers()["rows"].nbytes)
+    exact, rounded = products
+
+    assert sizes[1] == sizes[0] / 2
+    assert 0 < float((rounded - exact).norm() / exact.norm()) < 0.02
+
+
+def test_with_half_precision_pairs_an_optimizer_finds_the_minimum(target: Tensor) -> None:
+    stretch = torch.logspace(0, 2, target.numel()).view_as(target)
+    start = torch.full_like(target, 0.5)
+    totals = [
+        float(list(islice(iterates, 40))[-1][1].total)
+        for iterates in (
+            LBFGS(_quadratic(target, stretch), start, half_pairs=half_pairs)
+            for half_pairs in (False, True)
+        )
+    ]
+    assert totals[1] <= 1.1 * totals[0] + 1e-6
 
 
 def test_a_pair_without_curvature_has_no_effect_also_on_products_with_later_pairs(

@@ -310,6 +310,18 @@ def test_no_tile_has_more_elements_than_the_kernels_can_index(
             assert 2 * last.route.history * 12 * math.prod(margin.padded) < 2**32
 
 
+def test_a_cpu_with_12_gb_paints_8192_px_with_rounded_pairs(
+    make_card_network: Callable[..., Network],
+) -> None:
+    """And 4096 px with all pairs as they are."""
+    network = make_card_network("cpu", torch.bfloat16)
+    small, large = (_plan(network, 12 * GB, size=size).scales[-1] for size in (4096, 8192))
+
+    assert (small.route.history, small.route.half_pairs) == (10, False)
+    assert large.route.half_pairs
+    assert large.scale.size == (8192, 6144)
+
+
 def test_curvature_pairs_on_the_host_need_its_memory(
     make_card_network: Callable[..., Network], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -320,7 +332,7 @@ def test_curvature_pairs_on_the_host_need_its_memory(
     assert _plan_on_card(network, 12, size=8192).scales[-1].route.history_on_host
     host[:] = [int(pairs / planner.USABLE) - 1000]
     fewer = _plan_on_card(network, 20, size=8192).scales[-1].route
-    assert (fewer.history, fewer.history_on_host) == (5, False)
+    assert (fewer.history, fewer.history_on_host, fewer.half_pairs) == (10, False, True)
     with pytest.raises(errors.OutOfMemory, match=r"size \d+ fits"):
         _plan_on_card(network, 10, size=8192)
 
@@ -328,8 +340,9 @@ def test_curvature_pairs_on_the_host_need_its_memory(
 def test_without_any_route_left_no_smaller_one_is_found(
     make_card_network: Callable[..., Network], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """On mps the pairs of 8192 px fit into no buffer, and meanwhile the host is full."""
+    """Even rounded pairs of 8192 px fit into no buffer, and meanwhile the host is full."""
     host = [64 * GB]
+    monkeypatch.setattr(planner, "_MAX_BUFFER_BYTES", 2**31)
     monkeypatch.setattr(planner, "_host_limits", lambda: host)
     network, spec = make_card_network("mps", torch.float32), parse_spec({"size": 8192})
     one = Planner(network, NOMINAL_THROUGHPUT, 100 * GB)
