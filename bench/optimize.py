@@ -386,7 +386,7 @@ def tiled(content: Path, style: Path, model: ModelName, size: int) -> None:
 def memory(
     content: Path, style: Path, model: ModelName, limit_gb: float, sizes: tuple[int, ...]
 ) -> None:
-    """The peak resident memory of a run of two iterations, and the planned memory.
+    """The peak resident memory of two iterations at the last scale, and the planned memory.
 
     Each run has its own process.
     """
@@ -410,10 +410,11 @@ def one_run(content: Path, style: Path, model: ModelName, limit_gb: float, size:
     """One row of `memory`."""
     network = WeightsCache(Settings().weights_dir).load(model, "cpu", "auto")
     inputs = pair(content, style, size)
-    spec = parse_spec({"size": size, "scales": 1, "iterations": 12})
+    spec = parse_spec({"size": size})
     before, planner = _resident("VmRSS"), Planner(network, free_bytes=int(limit_gb * 1e9) or None)
     planned = planner.plan(inputs.content.size, [inputs.styles[0].size], spec).scales[-1]
-    target = inputs.target_at(planned.scale, inputs.fit_spec(spec), network, planned.route.tile_px)
+    spec = planned.scale.adapt(inputs.fit_spec(spec))
+    target = inputs.target_at(planned.scale, spec, network, planned.route.tile_px)
     objective = target.objective
     image = objective.margin.mirror(target.photo)
     began = time.monotonic()

@@ -20,7 +20,7 @@ from core.neural.transfer.planner import Route
 from core.style.spec import SpecUpdate
 
 # A file of another format is not read: the run then starts again.
-_FORMAT = 9
+_FORMAT = 10
 
 # What zipfile, torch.load and the dataclasses raise for a damaged or foreign file.
 _UNREADABLE = (

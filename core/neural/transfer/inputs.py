@@ -129,10 +129,8 @@ class StyleInputs:
 
         tile_px: the largest tile, in px; None evaluates the whole picture at once.
         """
-        photo = pixels.to_image(self.content, scale.size).to(network.device)
+        photo = self.photo_at(scale.size, spec).to(network.device)
         is_gray = self.is_gray(spec)
-        if is_gray:
-            photo = pixels.luminance(photo)
         styles: list[list[Style]] = []
         masks: list[Tensor] = []
         region_guides: list[Tensor] = []
@@ -154,7 +152,12 @@ class StyleInputs:
                 region_guides = [guide.to(network.device) for guide in guides]
         regions = _build_regions(styles, masks, region_guides, spec)
         objective = Objective(network, spec, photo, regions, tile_px)
-        return ScaleTarget(photo, styles, masks, region_guides, objective, is_gray)
+        return ScaleTarget(styles, masks, region_guides, objective, is_gray)
+
+    def photo_at(self, size: tuple[int, int], spec: StyleSpec) -> Tensor:
+        """The photo as an image at (width, height), on the CPU; gray where the image stays gray."""
+        photo = pixels.to_image(self.content, size)
+        return pixels.luminance(photo) if self.is_gray(spec) else photo
 
     def _painting(self, index: int, size: tuple[int, int], device: torch.device) -> Tensor:
         """A painting at (width, height), (1, 3, H, W), without what its style mask hides."""
@@ -233,12 +236,16 @@ class StyleInputs:
 class ScaleTarget:
     """The inputs at one scale. Only the objective depends on the weights."""
 
-    photo: Tensor  # (1, 3, H, W) in [0, 1]
     styles: list[list[Style]]  # of each painting, of each region
     masks: list[Tensor]  # (H, W) in [0, 1], of each painting; empty without masks
     region_guides: list[Tensor]  # (H, W) in [0, 1]; empty: the whole picture is the only region
     objective: Objective
     is_gray: bool  # whether the image stays gray
+
+    @property
+    def photo(self) -> Tensor:
+        """(1, 3, H, W) in [0, 1]; a view of the objective's, because it may be large."""
+        return self.objective.photo
 
     def value_and_gradient(self, image: Tensor) -> tuple[Losses, Tensor]:
         """The losses of an image, and the gradient by which it changes; gray for a gray image."""

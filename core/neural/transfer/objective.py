@@ -189,7 +189,7 @@ class Objective:
         self._network, self._spec = network, spec
         self._pooling, self._edges = spec.pooling, edge_mode(spec)
         self.margin = Margin.of_image(photo.shape[2], photo.shape[3], spec)
-        photo = self.margin.mirror(photo)
+        self._photo = self.margin.mirror(photo)
         self._content_layers, self._style_layers = used_layers(spec)
         self._layers = {*self._content_layers, *self._style_layers}
         tiles_with_halo = partial(make_tiles, self.margin, tile_px, seamless=spec.seamless)
@@ -209,12 +209,16 @@ class Objective:
         self._energies: dict[str, Tensor] = {}  # sum P^2
         self._recomputed = recomputed_layers(self._content_layers, len(self._tiles))
         if self._recomputed:
-            self._photo = photo
             # They own what `_tiles` own, and read less.
             self._photo_tiles = tiles_with_halo(network.halo(self._recomputed))
-        start = self._measure(partial(self._store_targets, photo), has_targets=False)
+        start = self._measure(self._store_targets, has_targets=False)
         self._start = start.styles  # the photo's own statistics; they divide relative terms
         self.set_weights(spec, regions)
+
+    @property
+    def photo(self) -> Tensor:
+        """The photo, (1, 3, H, W); a view."""
+        return self.margin.cut(self._photo)
 
     def set_weights(self, spec: StyleSpec, regions: Sequence[Region]) -> None:
         """Change the weights and the mixture of styles.
@@ -400,12 +404,12 @@ class Objective:
 
     # -------------------------------------------------- targets and weights
 
-    def _store_targets(self, photo: Tensor, tile: Tile) -> dict[str, Tensor]:
+    def _store_targets(self, tile: Tile) -> dict[str, Tensor]:
         """Store P at the tile's own positions, and add to sum P^2.
 
         Returns the responses to the photo.
         """
-        features = self._features(photo, tile)
+        features = self._features(self._photo, tile)
         for layer in self._content_layers:
             responses = features[layer]
             owned = tile.owned_part(responses, stride(layer))

@@ -151,9 +151,9 @@ class LBFGS(Iterator[tuple[Tensor, Losses]]):
         self._reclaim_snapshot()
         is_finite = losses.total.isfinite() & new_gradient.sum().isfinite()
         change = torch.where(is_finite, new_gradient - gradient, 0)
-        was_kept = self._pairs.append(new_image - image, change, self._precondition(change)).to(
-            image.device
-        )
+        preconditioned = self._precondition(change)  # before the step, which takes as much memory
+        was_kept = self._pairs.append(new_image - image, change, preconditioned).to(image.device)
+        del change, preconditioned
         is_good = is_finite & (losses.total <= self.losses.total)
         diverges = ~(is_finite & (losses.total <= _DIVERGENCE_FACTOR["lbfgs"] * self.losses.total))
         rejected_before = self._rejected

@@ -57,11 +57,11 @@ HISTORIES = (
 USABLE = 0.85
 
 # Bytes per pixel of a float32 image, and the number of such images at once. During an evaluation:
-# the photo with and without its margin, two images and their gradients. Between two evaluations of
-# L-BFGS also the step, the change, and what the preconditioner takes.
+# the photo, two images and their gradients, and a temporary. Between two evaluations of L-BFGS also
+# the step, the change, and its preconditioned form.
 _VECTOR_BYTES = 3 * 4
-_EVALUATION_VECTORS = {"lbfgs": 7, "adam": 11}
-_STEP_VECTORS = 10
+_EVALUATION_VECTORS = {"lbfgs": 6, "adam": 10}
+_STEP_VECTORS = 8
 
 # Bytes per pixel of a guide in float32: itself, with a margin, and smaller versions.
 _GUIDE_BYTES = 4 * 7 / 3

@@ -7,7 +7,7 @@ output.
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import partial
+from functools import cached_property, partial
 from math import isfinite
 from typing import Any, ClassVar
 
@@ -35,6 +35,10 @@ _WINDOW = 10
 
 # Losses of a checkpoint and of this machine that differ by less than this share differ by rounding.
 _SAME_LOSS = 0.01
+
+# What is shown of a run has at least this size, in px, if the result has. A smaller image gets the
+# detail of the photo for it: the coarsest scale is then presentable after a few iterations.
+_SHOWN_PX = 512
 
 # Seconds between two reports on an asynchronous device: reading the losses waits for it.
 _REPORT_SECONDS = 0.05
@@ -290,7 +294,8 @@ class _Run:
             if image is None:
                 image = self._inputs.initial_image(target.photo, self._spec)
             elif not self._done:
-                image = self._enlarge(self._without_margin(image), target.photo)
+                enlarged = self._enlarge(self._without_margin(image), target.photo)
+                image = target.objective.margin.mirror(enlarged)
         assert image is not None, "a checkpoint has an image"
         evaluate = partial(self._evaluate, target, planned.scale)
         optimizer: LBFGS | Adam
@@ -311,16 +316,18 @@ class _Run:
         return target, optimizer
 
     def _enlarge(self, image: Tensor, photo: Tensor) -> Tensor:
-        """The image in the size of the photo, with a margin: the first one of a finer scale.
+        """The image in the size of the photo: the first one of a finer scale.
 
         With the photo's own detail, where the run begins with the photo: a smaller image has none,
         and to paint it anew takes many iterations.
         """
         height, width = photo.shape[2:]
         enlarged = pixels.enlarge(image, (width, height), seamless=self._spec.seamless)
-        if adds_detail(self._spec):
-            enlarged = pixels.add_detail(enlarged, photo, image.shape[2:])
-        return Margin.of_image(height, width, self._spec).mirror(enlarged)
+        return (
+            pixels.add_detail(enlarged, photo, image.shape[2:])
+            if adds_detail(self._spec)
+            else enlarged
+        )
 
     def _evaluate(self, target: ScaleTarget, scale: Scale, image: Tensor) -> tuple[Losses, Tensor]:
         self._tracker.count_evaluation(scale.width * scale.height)
@@ -389,7 +396,7 @@ class _Run:
         event = StepEvent(
             progress=replace(self._tracker.progress(self._losses), spec_updates=self._spec_updates),
             spec=self._spec,
-            picture=partial(self._render, self._without_margin(image), self._spec),
+            picture=partial(self._show, self._without_margin(image), self._spec),
             checkpoint=make_checkpoint,
         )
         try:
@@ -459,15 +466,28 @@ class _Run:
         return self._spec.model_copy(update={"content_weight": self._spec.content_weight * factor})
 
     @device.translate_device_errors()  # a callback may call it outside of `stylize`
-    def _render(self, image: Tensor, spec: StyleSpec) -> Image.Image:
+    def _show(self, image: Tensor, spec: StyleSpec) -> Image.Image:
+        """The picture of an image without its margin; of a small one, in the size to be shown."""
+        height, width = image.shape[2:]
+        if (width, height) != self._shown_size and max(width, height) < max(self._shown_size):
+            image = self._enlarge(image, self._shown_photo.to(image.device))
         return self._inputs.render(image, spec)
+
+    @cached_property
+    def _shown_size(self) -> tuple[int, int]:
+        sizes = [planned.scale.size for planned in self._plan.scales]
+        return next((size for size in sizes if max(size) >= _SHOWN_PX), sizes[-1])
+
+    @cached_property
+    def _shown_photo(self) -> Tensor:
+        return self._inputs.photo_at(self._shown_size, self._spec)
 
     def _result_picture(self, image: Tensor) -> Image.Image:
         """The picture in the requested size, whatever the scale of the image."""
         image, size = self._without_margin(image), self._plan.scales[-1].scale.size
         if self._size != size:
-            image = pixels.enlarge(image, size, seamless=self._spec.seamless)
-        return self._render(image, self._spec)
+            image = self._enlarge(image, self._inputs.photo_at(size, self._spec).to(image.device))
+        return self._inputs.render(image, self._spec)
 
     def _without_margin(self, image: Tensor) -> Tensor:
         width, height = self._size

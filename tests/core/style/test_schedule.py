@@ -1,12 +1,13 @@
 """The scales of a run and their iterations, coarse to fine."""
 
+from dataclasses import replace
 from itertools import pairwise
 from typing import Any
 
 import pytest
 
 from core import errors
-from core.style.schedule import COARSEST_PX, schedule
+from core.style.schedule import COARSEST_PX, count_work, schedule
 from core.style.spec import parse_spec
 
 # Runs that do not get the photo's detail.
@@ -62,14 +63,43 @@ def test_quality_sets_the_iterations_and_iterations_overrides_it() -> None:
     assert [scale.iterations for scale in given] == [11, 5, 11]
 
 
-def test_a_finer_scale_leaves_the_deepest_layers_to_the_coarsest_one() -> None:
-    spec = parse_spec({"size": 256, "style_layers": "relu2_1=1,relu5_1=3,relu5_2=1"})
+def test_a_finer_scale_leaves_the_deep_layers_to_the_coarsest_one() -> None:
+    spec = parse_spec({"size": 256, "style_layers": "relu2_1=1,relu4_1=3,relu5_2=1"})
     coarse, fine = schedule(spec, 4, 3)
+    adapted = fine.adapt(spec)
     deep = parse_spec({"style_layers": "relu5_1=1,relu1_1=0"})
 
     assert coarse.adapt(spec) == spec
-    assert fine.adapt(spec).style_layers == {"relu2_1": 1}
+    assert adapted.style_layers == {"relu2_1": 1}
+    assert adapted.content_layers == {"relu2_1": 1, "relu3_1": 1}
+    assert adapted.beta == pytest.approx(2.5 * spec.beta)
     assert fine.adapt(deep) == deep, "no layer would be left"
+
+
+@pytest.mark.parametrize(
+    ("given", "adapted"),
+    [
+        ("relu4_2=2,relu5_1=1", {"relu3_1": 3}),
+        ("relu3_1=1,relu4_2=2", {"relu3_1": 3}),
+        ("relu1_2=2", {"relu1_2": 2}),
+    ],
+)
+def test_a_finer_scale_compares_the_content_no_deeper_than_relu3_1(
+    given: str, adapted: dict[str, float]
+) -> None:
+    spec = parse_spec({"size": 256, "content_layers": given})
+
+    assert schedule(spec, 4, 3)[-1].adapt(spec).content_layers == adapted
+
+
+def test_a_finer_scale_counts_as_less_work() -> None:
+    """A pass that ends at relu3_1 takes about a third of the time."""
+    coarse, fine = schedule(parse_spec({"size": 256}), 4, 3)
+    full = replace(fine, is_finer=False)
+
+    assert count_work([coarse, fine]) == pytest.approx(
+        count_work([coarse]) + 0.37 * count_work([full]), abs=1
+    )
 
 
 @pytest.mark.parametrize("parameters", OTHER_RUNS, ids=str)

@@ -282,24 +282,24 @@ def test_a_finer_scale_begins_with_the_detail_of_the_photo(
     assert seen == sizes
 
 
-def test_a_finer_scale_leaves_the_deepest_style_layer_out(
+def test_a_finer_scale_is_computed_to_relu3_1_only(
     monkeypatch: pytest.MonkeyPatch,
     photo: Image.Image,
     painting: Image.Image,
     tiny_vgg16: Network,
 ) -> None:
-    seen: list[list[str]] = []
+    seen: list[tuple[set[str], str]] = []
     target_at = StyleInputs.target_at
 
     def record_layers(inputs: StyleInputs, scale: Scale, spec: StyleSpec, *rest: Any) -> Any:
-        seen.append(list(spec.style_layers))
+        seen.append(({*spec.style_layers}, max(spec.content_layers)))
         return target_at(inputs, scale, spec, *rest)
 
     monkeypatch.setattr(StyleInputs, "target_at", record_layers)
     spec = parse_spec({"size": 96, "scales": 2, "iterations": 1})
     stylize(StyleInputs(photo, [painting]), spec, tiny_vgg16)
 
-    assert seen == [LAYERS, LAYERS[:-1]]
+    assert seen == [({*LAYERS}, "relu4_2"), ({"relu1_1", "relu2_1", "relu3_1"}, "relu3_1")]
 
 
 def test_a_scale_that_gains_nothing_ends_early(

@@ -2,6 +2,7 @@
 
 from typing import Any
 
+import numpy as np
 import pytest
 from PIL import Image, ImageStat
 
@@ -37,7 +38,7 @@ def test_a_callback_stops_the_run_which_returns_the_picture_at_full_size(
     result = stylize(StyleInputs(photo, [painting]), spec, tiny_vgg16, _stop_after(3, seen))
 
     assert (result.stopped, result.iterations, result.picture.size) == (True, 3, (96, 72))
-    assert [picture.size for picture in seen] == [(68, 51)] * 3
+    assert [picture.size for picture in seen] == [(96, 72)] * 3
     assert seen[2].tobytes() != seen[0].tobytes()
 
 
@@ -111,6 +112,36 @@ def test_the_picture_of_a_run_that_diverges_at_a_coarse_scale_has_the_requested_
     assert len(sizes) == 2
     assert caught.value.picture is not None
     assert caught.value.picture.size == sizes[-1]
+
+
+def test_a_coarse_image_is_shown_in_the_size_of_the_result_with_the_photo_detail(
+    record: Any, painting: Image.Image, tiny_vgg16: Network
+) -> None:
+    """A photo of fine stripes: the coarsest scale, of half the size, cannot hold them."""
+    stripes = np.zeros((96, 96, 3), np.uint8)
+    stripes[:, ::2] = 255
+    seen: list[Image.Image] = []
+    for parameters in ({}, {"optimizer": "adam"}):  # Adam's runs have no detail
+        spec = parse_spec({"size": 96, "iterations": 1, "scales": 2, **parameters})
+        inputs = StyleInputs(Image.fromarray(stripes), [painting])
+        stylize(inputs, spec, tiny_vgg16, record(seen, lambda event: event.picture()))
+    sharp, _, blurred, _ = (np.array(picture, np.float32).mean(2) for picture in seen)
+
+    assert sharp.shape == blurred.shape == (96, 96)
+    assert np.abs(np.diff(sharp, axis=1)).mean() > 3 * np.abs(np.diff(blurred, axis=1)).mean()
+
+
+def test_a_run_that_is_stopped_at_a_coarse_scale_has_the_photo_detail(
+    painting: Image.Image, tiny_vgg16: Network
+) -> None:
+    stripes = np.zeros((96, 96, 3), np.uint8)
+    stripes[:, ::2] = 255
+    spec = parse_spec({"size": 96, "iterations": 2, "scales": 2})
+    inputs = StyleInputs(Image.fromarray(stripes), [painting])
+    result = stylize(inputs, spec, tiny_vgg16, lambda _: Control.STOP)
+
+    assert result.picture.size == (96, 96)
+    assert np.abs(np.diff(np.array(result.picture, np.float32).mean(2), axis=1)).mean() > 60
 
 
 def _update_at(count: int, spec: StyleSpec, seen: list[RunProgress]) -> OnProgress:
