@@ -46,6 +46,9 @@ GATYS_DEFAULTS: Mapping[str, Any] = {
     "pooling": "max",
 }
 STRENGTH_DECADES = 2.5  # the range of `strength`, in powers of ten of the style weight
+# Below this strength the style weight falls faster, by so many more powers of ten at 0. Otherwise 0
+# would still add the painting's texture, which shows as rings in plain skies.
+_FAINT_STRENGTH, _FAINT_DECADES = 0.25, 2.0
 
 MIN_SIZE_PX, MAX_SIZE_PX = 64, 8192
 MAX_ITERATIONS = 5000  # of one scale
@@ -126,8 +129,8 @@ class StyleSpec(BaseModel):
         ge=0,
         le=1,
         title="Strength",
-        description="How strongly the painting's style shows: 0 slightly, 1 so that little of the "
-        "photo remains.",
+        description="How strongly the painting's style shows: 0 hardly at all, 1 so that little of "
+        "the photo remains.",
         json_schema_extra=_UPDATABLE,
     )
     quality: Literal["draft", "standard", "fine"] = Field(
@@ -187,7 +190,7 @@ class StyleSpec(BaseModel):
     style_frame: Literal["crop", "keep"] = Field(
         "crop",
         title="Frame of the style picture",
-        description="A frame around a painting: plain bands on all four sides, such as a wall or a "
+        description="A frame around a painting: even bands on all four sides, such as a wall or a "
         "mat. crop: leave it out; keep: it is part of the style.",
     )
     regions: Literal["none", "auto"] = Field(
@@ -315,8 +318,13 @@ class StyleSpec(BaseModel):
 
     @property
     def beta(self) -> float:
-        """The weight of the style loss: `style_weight` times 10^(2.5 (`strength` - 0.5))."""
-        return float(self.style_weight * 10 ** (STRENGTH_DECADES * (self.strength - 0.5)))
+        """The weight of the style loss: `style_weight` times 10^(2.5 (`strength` - 0.5)).
+
+        Below a strength of 0.25 it falls faster, to a hundredth of this at 0.
+        """
+        faint = max(0.0, 1 - self.strength / _FAINT_STRENGTH)
+        decades = STRENGTH_DECADES * (self.strength - 0.5) - _FAINT_DECADES * faint**2
+        return float(self.style_weight * 10**decades)
 
     @property
     def weights(self) -> dict[str, Any]:

@@ -34,6 +34,13 @@ _StyleTerm = tuple[Tensor, Statistics]  # E, and dE/dG with dE/dmean
 # is more. A photo of a plain wall has hardly any, and would forbid every stroke.
 _CONTENT_FLOOR = 0.25
 
+# In fewer positions than this, a layer cannot have the statistics of a painting: the optimization
+# would make colored noise. A region that is so small does without the layer.
+_MIN_POSITIONS = 16
+
+# Relative rounding errors of responses are below its root, even in half precision.
+_NEGLIGIBLE_SHARE = 1e-4
+
 # The content targets of a layer of at most this stride take 64 bytes per pixel or more (relu2_1 in
 # bfloat16; the image takes 12). A picture in tiles computes them again for each tile.
 _RECOMPUTED_STRIDE = 2
@@ -194,17 +201,7 @@ class Objective:
         self._layers = {*self._content_layers, *self._style_layers}
         tiles_with_halo = partial(make_tiles, self.margin, tile_px, seamless=spec.seamless)
         self._tiles = tiles_with_halo(network.halo(self._layers))
-        self._guides = [
-            {layer: _guide_at(region.guide, layer, self.margin) for layer in self._style_layers}
-            for region in regions
-        ]
-        self._areas = [
-            {
-                layer: _area(guide, self.margin.layer_size(stride(layer)))
-                for layer, guide in guides.items()
-            }
-            for guides in self._guides
-        ]
+        self._guides, self._areas = _fit_layers(regions, [*self._style_layers], self.margin)
         self._targets: dict[str, Tensor] = {}  # P, (1, N, h, w), in the network's precision
         self._energies: dict[str, Tensor] = {}  # sum P^2
         self._recomputed = recomputed_layers(self._content_layers, len(self._tiles))
@@ -232,12 +229,20 @@ class Objective:
             for layer, share in self._content_layers.items()
         }
         self._terms = [
-            {
-                layer: self._style_term(layer, region, areas[layer], start[layer])
-                for layer in self._style_layers
-            }
+            {layer: self._style_term(layer, region, areas, start[layer]) for layer in areas}
             for region, areas, start in zip(regions, self._areas, self._start, strict=True)
         ]
+
+    @property
+    def negligible_loss(self) -> Tensor:
+        """A loss that cannot be told from 0: a small share of that of no responses at all."""
+        total = torch.zeros((), device=self._network.device)
+        for layer, alpha in self._alphas.items():
+            total = total + alpha * self._energies[layer] / 2
+        for terms, start in zip(self._terms, self._start, strict=True):
+            for layer, term in terms.items():
+                total = total + term.evaluate(start[layer] * 0.0)[0]
+        return _NEGLIGIBLE_SHARE * total
 
     def __call__(self, image: Tensor) -> Losses:
         """The losses of an image (1, 3, H, W), which has a margin."""
@@ -311,8 +316,9 @@ class Objective:
                 _add(content, layer, losses.content_loss(owned, targets[layer]))
             if layer in self._style_layers:
                 for style, guides in zip(sums, self._guides, strict=True):
-                    guide = _guide_part(tile, guides[layer], layer)
-                    _add(style, layer, losses.sum_statistics(owned, guide))
+                    if layer in guides:
+                        guide = _guide_part(tile, guides[layer], layer)
+                        _add(style, layer, losses.sum_statistics(owned, guide))
 
     def _evaluate_style(self, measurement: _Measurement) -> list[dict[str, _StyleTerm]]:
         """By region and layer: the weighted term, dE/dG and dE/dmean."""
@@ -459,14 +465,16 @@ class Objective:
         return 2 * weight / energy.clamp_min(1e-12)
 
     def _style_term(
-        self, layer: str, region: Region, area: Tensor | float, start: Statistics
+        self, layer: str, region: Region, areas: Mapping[str, Tensor | float], start: Statistics
     ) -> PaperStyle | RelativeStyle:
         """The style loss of a region, weighted by its area.
 
-        A small region then has no stronger pull than a large one.
+        A small region then has no stronger pull than a large one. areas: of the region's layers,
+        which share the weight of those that it is too small for.
         """
-        fraction = area / math.prod(self.margin.layer_size(stride(layer)))
-        weight = self._spec.beta * self._style_layers[layer] * region.share * fraction
+        fraction = areas[layer] / math.prod(self.margin.layer_size(stride(layer)))
+        layer_weight = self._style_layers[layer] / sum(self._style_layers[one] for one in areas)
+        weight = self._spec.beta * layer_weight * region.share * fraction
         if self._spec.objective == "gatys":
             return PaperStyle(region.style[layer], weight * self._network.response_unit**4)
         if self._content_layers:
@@ -490,6 +498,31 @@ def _normalize(weights: Mapping[Layer, float]) -> dict[str, float]:
     """Layer weights that sum to 1, without layers of weight 0, which are not computed."""
     total = sum(weights.values())
     return {layer: weight / total for layer, weight in weights.items() if weight}
+
+
+def _fit_layers(
+    regions: Sequence[Region], layers: Sequence[str], margin: Margin
+) -> tuple[list[dict[str, Tensor | None]], list[dict[str, Tensor | float]]]:
+    """By region: its guide and its area in each layer that has enough positions there.
+
+    The finest layer always stays.
+    """
+    all_guides: list[dict[str, Tensor | None]] = []
+    all_areas: list[dict[str, Tensor | float]] = []
+    for region in regions:
+        guides = {layer: _guide_at(region.guide, layer, margin) for layer in layers}
+        areas = {
+            layer: _area(guide, margin.layer_size(stride(layer))) for layer, guide in guides.items()
+        }
+        finest = min(layers, key=stride)
+        kept = [
+            layer
+            for layer in layers
+            if region.guide is None or layer == finest or areas[layer] >= _MIN_POSITIONS
+        ]
+        all_guides.append({layer: guides[layer] for layer in kept})
+        all_areas.append({layer: areas[layer] for layer in kept})
+    return all_guides, all_areas
 
 
 def _area(guide: Tensor | None, size: tuple[int, int]) -> Tensor | float:

@@ -34,7 +34,8 @@ _SHORTEN = {"lbfgs": 0.25, "adam": 0.5}
 # counts twice.
 _DROP_PAIRS_AFTER = 3
 # A step diverges if the loss exceeds the best one by this factor, or is not finite. After so many
-# diverging steps in a row, the last of which change no pixel visibly, the run cannot go on.
+# diverging steps in a row, the last of which change no pixel visibly, the run cannot go on. A loss
+# below a negligible one diverges in no case: at an optimum rounding alone may double it.
 _DIVERGENCE_FACTOR = {"lbfgs": 1.05, "adam": 1.5}
 MAX_DIVERGING_STEPS = 12
 
@@ -89,7 +90,8 @@ class LBFGS(Iterator[tuple[Tensor, Losses]]):
     image: (1, 3, H, W). history_device: where the curvature pairs lie, if not beside the image. No
     operation waits for the device, unless the pairs lie elsewhere. half_pairs: keep them in
     bfloat16, in half the memory. precondition: the initial inverse Hessian up to a factor,
-    symmetric and positive definite; the identity if omitted.
+    symmetric and positive definite; the identity if omitted. negligible: a loss that cannot be
+    told from 0.
     """
 
     def __init__(
@@ -102,8 +104,10 @@ class LBFGS(Iterator[tuple[Tensor, Losses]]):
         *,
         half_pairs: bool = False,
         precondition: Precondition = lambda gradient: gradient,
+        negligible: Tensor | float = 0.0,
     ) -> None:
         self._evaluate, self._image, self._precondition = evaluate, image, precondition
+        self._negligible = negligible
         self._pairs = _Pairs(image, history, history_device or image.device, half_pairs=half_pairs)
         self._snapshot: SharedSnapshot | None = None
         self.is_resumed = state is not None
@@ -155,7 +159,8 @@ class LBFGS(Iterator[tuple[Tensor, Losses]]):
         was_kept = self._pairs.append(new_image - image, change, preconditioned).to(image.device)
         del change, preconditioned
         is_good = is_finite & (losses.total <= self.losses.total)
-        diverges = ~(is_finite & (losses.total <= _DIVERGENCE_FACTOR["lbfgs"] * self.losses.total))
+        bound = _DIVERGENCE_FACTOR["lbfgs"] * self.losses.total
+        diverges = ~(is_finite & ((losses.total <= bound) | (losses.total <= self._negligible)))
         rejected_before = self._rejected
         # Without a new pair, the same step would come again.
         self._rejected = torch.where(is_good, 0, rejected_before + torch.where(was_kept, 1, 2))
@@ -220,9 +225,11 @@ def _evaluate_start(evaluate: Evaluate, image: Tensor) -> tuple[Losses, Tensor]:
 def _gradient_scale(gradient: Tensor) -> Tensor:
     """The factor that gives a gradient a mean magnitude of 1.
 
-    Loss weights may have any size; products of gradients then stay within float32.
+    Loss weights may have any size; products of gradients then stay within float32. 1 for a gradient
+    of 0, which says nothing about the size of later ones.
     """
-    return 1 / gradient.abs().mean().clamp_min(1e-30)
+    size = gradient.abs().mean()
+    return torch.where(size > 0, 1 / size.clamp_min(1e-30), 1)
 
 
 class _Pairs:
@@ -354,9 +361,15 @@ class Adam(Iterator[tuple[Tensor, Losses]]):
     """
 
     def __init__(
-        self, evaluate: Evaluate, image: Tensor, state: Mapping[str, Tensor] | None = None
+        self,
+        evaluate: Evaluate,
+        image: Tensor,
+        state: Mapping[str, Tensor] | None = None,
+        *,
+        negligible: Tensor | float = 0.0,
     ) -> None:
-        self._evaluate, self._best = evaluate, image
+        """negligible: a loss that cannot be told from 0."""
+        self._evaluate, self._best, self._negligible = evaluate, image, negligible
         self._leaf = image.clone().requires_grad_()
         self.is_resumed = state is not None
         if state is None:
@@ -409,7 +422,8 @@ class Adam(Iterator[tuple[Tensor, Losses]]):
         losses, gradient = self._evaluate(image)
         is_finite = losses.total.isfinite() & gradient.sum().isfinite()
         is_best = is_finite & (losses.total <= self.losses.total)
-        diverges = ~(is_finite & (losses.total <= _DIVERGENCE_FACTOR["adam"] * self.losses.total))
+        bound = _DIVERGENCE_FACTOR["adam"] * self.losses.total
+        diverges = ~(is_finite & ((losses.total <= bound) | (losses.total <= self._negligible)))
         self.may_have_converged = is_best  # a later image may be better than the best one so far
         self._best = torch.where(is_best, image, self._best)
         self._best_gradient = torch.where(is_best, gradient, self._best_gradient)

@@ -298,9 +298,10 @@ class _Run:
                 image = target.objective.margin.mirror(enlarged)
         assert image is not None, "a checkpoint has an image"
         evaluate = partial(self._evaluate, target, planned.scale)
+        negligible = target.objective.negligible_loss
         optimizer: LBFGS | Adam
         if self._spec.optimizer == "adam":
-            optimizer = Adam(evaluate, image, state)
+            optimizer = Adam(evaluate, image, state, negligible=negligible)
         else:
             history_device = torch.device("cpu") if planned.route.history_on_host else None
             optimizer = LBFGS(
@@ -311,6 +312,7 @@ class _Run:
                 state,
                 half_pairs=planned.route.half_pairs,
                 precondition=precondition,
+                negligible=negligible,
             )
         self._check_start(optimizer, target)
         return target, optimizer

@@ -558,6 +558,30 @@ def test_a_guide_that_vanishes_at_a_coarse_resolution_gives_finite_losses(double
     assert torch.isfinite(gradient).all()
 
 
+@pytest.mark.parametrize(
+    ("side", "layers"),
+    [
+        (3, "relu1_1=2"),
+        (20, "relu1_1=2,relu2_1=1,relu3_1=1"),
+        (40, "relu1_1=2,relu2_1=1,relu3_1=1,relu4_1=1"),
+    ],
+)
+def test_a_small_region_does_without_layers_that_have_few_positions_there(
+    double: Network, side: int, layers: str
+) -> None:
+    """Some 16 positions are enough; the layers that are left share the weight of the others."""
+    spec = _spec(style_layers="relu1_1=2,relu2_1=1,relu3_1=1,relu4_1=1,relu5_1=1")
+    photo, image = _rand(1, 3, 96, 96, seed=1), _image(spec, 96, 96)
+    guide = torch.zeros(96, 96, dtype=torch.float64)
+    guide[24 : 24 + side, 40 : 40 + side] = 1
+    actual, expected = (
+        float(Objective(double, one, photo, [_region(double, spec, guide=guide)])(image).style)
+        for one in (spec, _spec(style_layers=layers))
+    )
+
+    assert actual == pytest.approx(expected, rel=1e-9)
+
+
 def test_a_small_region_has_no_stronger_gradient_than_a_large_one(double: Network) -> None:
     """The loss of a region is weighted by its area, so the gradient per pixel is about the same."""
     spec, photo = _spec(content_weight=0), _rand(1, 3, 32, 32, seed=1).repeat(1, 1, 2, 12)

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from core.neural.transfer import optimize
 from core.neural.transfer.objective import Losses
-from core.neural.transfer.optimize import LBFGS, Adam, Evaluate, _Pairs
+from core.neural.transfer.optimize import LBFGS, MAX_DIVERGING_STEPS, Adam, Evaluate, _Pairs
 
 
 def _quadratic(target: Tensor, stretch: Tensor) -> Evaluate:
@@ -32,6 +32,25 @@ def _last(iterates: Iterator[tuple[Tensor, Losses]], count: int) -> Tensor:
 def target() -> Tensor:
     """Values inside and outside the box."""
     return torch.rand(1, 3, 6, 5, generator=torch.Generator().manual_seed(0)) * 2 - 0.5
+
+
+@pytest.mark.parametrize("make", [LBFGS, Adam])
+def test_a_loss_that_is_only_rounding_does_not_diverge(
+    target: Tensor, make: type[LBFGS] | type[Adam]
+) -> None:
+    """It begins at 0, and every step raises it."""
+    exact = _quadratic(target.clamp(0, 1), torch.ones_like(target))
+    rounding = torch.randn(target.shape, generator=torch.Generator().manual_seed(1))
+
+    def evaluate(image: Tensor) -> tuple[Losses, Tensor]:
+        losses, gradient = exact(image)
+        return losses, gradient + 1e-6 * rounding
+
+    optimizer = make(evaluate, target.clamp(0, 1), negligible=1e-4)
+    worst = max(int(optimizer.diverging_steps) for _ in islice(optimizer, 40))
+
+    assert optimizer.losses.by_name()["total"] == 0
+    assert worst < MAX_DIVERGING_STEPS
 
 
 def test_lbfgs_finds_the_minimum_inside_the_box(target: Tensor) -> None:

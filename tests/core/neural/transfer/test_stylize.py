@@ -399,6 +399,50 @@ class _Jumping(Network):
         ]
 
 
+class _Rounding(Network):
+    """A network whose weights change a little after the targets are measured, as by rounding."""
+
+    def __init__(self, network: Network) -> None:
+        self.__dict__.update(network.__dict__)
+        self._whole, self._evaluations = network._kernels, 0
+
+    @property
+    def _kernels(self) -> Any:
+        self._evaluations += 1
+        factor = 1.0001 if self._evaluations > 3 else 1
+        return [
+            FrozenConvolution(kernel.weight * factor, kernel.bias, self.layout)
+            for kernel in self._whole
+        ]
+
+
+@pytest.mark.parametrize("objective", ["gatys", "relative"])
+@pytest.mark.parametrize("optimizer", ["lbfgs", "adam"])
+def test_a_painting_in_its_own_style_is_at_the_optimum_and_does_not_diverge(
+    painting: Image.Image, tiny_vgg16: Network, optimizer: str, objective: str
+) -> None:
+    """Every step raises the loss, which is that of rounding."""
+    spec = parse_spec(
+        {"size": 96, "scales": 1, "iterations": 30, "optimizer": optimizer, "objective": objective}
+    )
+    picture = painting.resize((96, 96))
+    result = stylize(StyleInputs(picture, [picture]), spec, _Rounding(tiny_vgg16))
+
+    assert ImageChops.difference(result.picture, picture).getbbox() is None
+
+
+def test_strength_0_gives_a_picture_that_looks_like_the_photo(
+    painting: Image.Image, vgg19: Network
+) -> None:
+    """Without rings in a plain sky."""
+    sky = pixels.to_picture(torch.linspace(0.5, 0.9, 64)[None, None, :, None].expand(1, 3, 64, 64))
+    spec = parse_spec({"size": 64, "strength": 0, "iterations": 8})
+    result = stylize(StyleInputs(sky, [painting]), spec, vgg19)
+    difference = pixels.to_image(result.picture) - pixels.to_image(sky)
+
+    assert float(difference.abs().max()) * 255 < 3
+
+
 @pytest.mark.parametrize("optimizer", ["lbfgs", "adam"])
 def test_a_run_of_which_many_steps_go_wrong_ends_better_than_it_began(
     record: Any, photo: Image.Image, painting: Image.Image, tiny_vgg16: Network, optimizer: str
