@@ -49,12 +49,15 @@ def _list_fields(record: dict[str, Any], job_input: JobInput) -> list[tuple[str,
     pictures += [("style_mask", digest) for digest in job_input.style_masks]
     if job_input.init_image:
         pictures.append(("init_image", job_input.init_image))
-    spec_updates = record.get("spec_updates")
-    if not isinstance(spec_updates, list):
-        spec_updates = []
+    of_run = [
+        (name, value)
+        for name in ("spec_updates", "style_crops")
+        if isinstance(values := record.get(name), list)
+        for value in values
+    ]
     return [
         *origin,
         *pictures,
         *job_input.spec.items(),
-        *(("spec_updates", update) for update in spec_updates),
+        *of_run,
     ]

@@ -2,10 +2,10 @@
 
 import secrets
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import click
 from PIL import Image
@@ -30,10 +30,14 @@ from cli.weights import open_cache
 from core import errors
 from core.images import codec, validation
 from core.images.decoder import SandboxedDecoder
+from core.images.frame import Box
 from core.jobs.models import JobInput, ModelUsed
 from core.storage.blobs import digest_of
 from core.style.limits import describe_seconds
 from core.style.spec import StyleSpec, parse_spec
+
+if TYPE_CHECKING:
+    from core.neural.vgg import Network
 
 
 @click.command()
@@ -118,7 +122,7 @@ def stylize(
     newest: StepEvent | None = None
 
     def save(picture: Image.Image) -> None:
-        provenance = job_input.provenance(ModelUsed(name=network.name, sha256=network.sha256))
+        provenance = _provenance(job_input, network, newest.progress.style_crops if newest else ())
         _write_picture(output, codec.encode(picture, output_format(output), provenance))
 
     with ProgressBar() as bar:
@@ -150,6 +154,27 @@ def stylize(
             raise click.Abort(f"stopped; the picture so far is in {output}.") from None
         bar.finish("done")
     save(result.picture)
+    _echo_result(output, style, result.style_crops)
+
+
+def _provenance(
+    job_input: JobInput, network: "Network", crops: Sequence[Box | None]
+) -> dict[str, Any]:
+    used = ModelUsed(name=network.name, sha256=network.sha256)
+    of_run = {"style_crops": crops} if crops else {}
+    return {**job_input.provenance(used), **of_run}
+
+
+def _echo_result(output: Path, paths: Sequence[Path], crops: Sequence[Box | None]) -> None:
+    """Print the path, and which part of each painting was used if a frame was left out."""
+    for path, box in zip(paths, crops, strict=False):
+        if box is not None:
+            left, top, right, bottom = box
+            click.echo(
+                f"{path}: without its frame, x {left} to {right} and y {top} to {bottom} px "
+                "(--style-frame keep uses all).",
+                err=True,
+            )
     click.echo(output)
 
 

@@ -79,7 +79,11 @@ class SpecUpdate:
 
 @dataclass(frozen=True, kw_only=True)
 class JobProgress:
-    """The progress of a run, `value` from 0 to 1. Iterations count over all scales."""
+    """The progress of a run, `value` from 0 to 1. Iterations count over all scales.
+
+    style_crops: for each style picture the box inside its frame that the run uses, [left, top,
+    right, bottom] in px of the upright picture, or None if it is used whole; empty if all are.
+    """
 
     value: float
     scale: int
@@ -90,6 +94,7 @@ class JobProgress:
     seconds_left: float | None
     loss: dict[str, float]
     spec_updates: list[SpecUpdate]
+    style_crops: list[list[int] | None] = field(default_factory=list)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -5,7 +5,7 @@ until it succeeds, the lease is lost, or the worker shuts down.
 """
 
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
 from typing import TypeVar
@@ -19,7 +19,7 @@ from core.jobs.models import Job, JobProgress, ModelUsed, Output, WorkerReport
 from core.jobs.store import JobStore, LeaseStatus
 from core.neural.transfer.stylize import RunProgress, StepEvent, StyleResult
 from core.style.limits import JobLimits
-from core.style.spec import SpecUpdate, StyleSpec
+from core.style.spec import StyleSpec
 from worker.checkpoint_writer import CheckpointWriter
 from worker.images import FrameRecorder, ImageWriter
 from worker.lease import STOPPING, Lease
@@ -74,7 +74,7 @@ class JobFinisher:
 
     def succeed(self, result: StyleResult, load_seconds: float) -> LeaseStatus:
         """Write the picture and end the job. Raises Unavailable, LeaseLost."""
-        output = self._write_result(result.picture, result.spec, result.spec_updates)
+        output = self._write_result(result.picture, result.spec, result)
         if output is None:  # the disk was full, and the job is to stop
             return self.end_stopped()
         self._report_progress()
@@ -107,7 +107,7 @@ class JobFinisher:
             return status
         output = None
         if (event := self._state.event) is not None:
-            output = self._write_result(event.picture(), event.spec, event.progress.spec_updates)
+            output = self._write_result(event.picture(), event.spec, event.progress)
         if status == "cancel":
             return self._end(lambda: self._store.end_canceled(job_id, token, output))
         error = (
@@ -189,14 +189,16 @@ class JobFinisher:
         return status
 
     def _write_result(
-        self, picture: Image.Image, spec: StyleSpec, spec_updates: Sequence[SpecUpdate]
+        self, picture: Image.Image, spec: StyleSpec, run: StyleResult | RunProgress
     ) -> Output | None:
         """Write picture and last frame. Returns None if the disk is full and the job must stop."""
         assert self._state.model is not None, "the run used a network"
         job_input = self._job.input.model_copy(update={"spec": spec.model_dump()})
         provenance = {"job": self._job.id, **job_input.provenance(self._state.model)}
-        if spec_updates:
-            provenance["spec_updates"] = [update.model_dump() for update in spec_updates]
+        if run.spec_updates:
+            provenance["spec_updates"] = [update.model_dump() for update in run.spec_updates]
+        if run.style_crops:
+            provenance["style_crops"] = run.style_crops
         data = codec.encode(picture, "png", provenance)
         digest = self._retry_until_room(lambda: self._images.write(data, "image/png"))
         if digest is None:
@@ -257,4 +259,5 @@ def to_job_progress(progress: RunProgress) -> JobProgress:
         seconds_left=round(progress.seconds_left, 1),
         loss=progress.losses,
         spec_updates=list(progress.spec_updates),
+        style_crops=list(progress.style_crops),
     )

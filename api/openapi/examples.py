@@ -60,6 +60,7 @@ JOB: dict[str, Any] = {
         "seconds_left": 0.0,
         "loss": {"total": 1.6, "content": 0.6, "style": 1.0, "tv": 0.0},
         "spec_updates": [],
+        "style_crops": [[41, 38, 983, 720]],
     },
     "preview": PREVIEW,
     "outputs": [

@@ -388,14 +388,15 @@ function describeJob(job) {
   return t("sizeAndTime", { size, duration: formatDuration(seconds) });
 }
 
-// The settings that a user chooses, in words.
-function describeSettings({ input: { spec, masks } }) {
+// The settings that a user chooses, in words, and what the run left out by itself.
+function describeSettings({ input: { spec, masks }, progress }) {
   const parts = [
     t("settings.strength", { percent: formatPercent(spec.strength) }),
     t("settings.brush", { scale: formatNumber(spec.style_scale, 2) }),
     t("sizePx", { size: spec.size }),
     ...["quality", "preserve_color"].map((name) => tOr(`settings.${name}.${spec[name]}`, "")),
     masks.length ? t("settings.masks") : "",
+    progress?.style_crops?.some(Boolean) ? t("settings.frameLeftOut") : "",
   ];
   return parts.filter(Boolean).join(" · ");
 }

@@ -188,6 +188,7 @@ export default {
   "settings.preserve_color.match": "matched colors",
   "settings.preserve_color.histogram": "colors by histogram",
   "settings.masks": "with a mask",
+  "settings.frameLeftOut": "without the frame of the style",
   "queue.next": "Next in the queue.",
   "queue.nextIn": "Next in the queue, starts in about {duration}.",
   "queue.ahead": "{n} ahead of you.",

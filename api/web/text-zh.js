@@ -219,6 +219,7 @@ export default {
   "settings.preserve_color.match": "匹配照片颜色",
   "settings.preserve_color.histogram": "颜色按直方图匹配",
   "settings.masks": "带蒙版",
+  "settings.frameLeftOut": "已裁去画风图片的边框",
   "queue.next": "下一个就轮到你。",
   "queue.nextIn": "下一个就轮到你，约 {duration}后开始。",
   "queue.ahead": "前面还有 {n} 幅画。",

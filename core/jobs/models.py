@@ -245,6 +245,12 @@ class JobProgress(_Record):
     seconds_left: float | None
     loss: dict[str, float]
     spec_updates: list[SpecUpdate] = []
+    style_crops: list[tuple[int, int, int, int] | None] = Field(
+        [],
+        description="For each style picture the box inside its frame that the run uses: left, "
+        "top, right and bottom in px of the upright picture; null if it is used whole. Empty if "
+        "all are.",
+    )
 
 
 class Frame(_Record):

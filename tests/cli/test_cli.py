@@ -13,7 +13,7 @@ from typing import Any
 
 import hostile_files
 import pytest
-from PIL import Image
+from PIL import Image, ImageOps
 
 import api.__main__
 import worker.__main__
@@ -82,14 +82,19 @@ def start_impasto(tmp_path: Path, settings: dict[str, str]) -> Callable[..., sub
 def test_stylize_runs_without_a_service(
     impasto: Any, pictures: tuple[str, str], tmp_path: Path
 ) -> None:
+    photo, painting = pictures
+    with Image.open(tmp_path / painting) as picture:
+        ImageOps.expand(picture.resize((200, 150)), 20, "black").save(tmp_path / "framed.png")
     parameters = ["--size", "64", "--iterations", "4", "--style-layers", "relu1_1"]
-    ran = impasto("stylize", *pictures, "-o", "out.png", *parameters)
+    ran = impasto("stylize", photo, "framed.png", "-o", "out.png", *parameters)
 
     assert (ran.returncode, ran.stdout) == (0, "out.png\n")
     assert "100%" in ran.stderr
+    assert "framed.png: without its frame, x 21 to 219 and y 21 to 169 px" in ran.stderr
     record = codec.read_provenance((tmp_path / "out.png").read_bytes())
     assert record is not None
     assert (record["spec"]["iterations"], record["spec"]["style_layers"]) == (4, {"relu1_1": 1.0})
+    assert record["style_crops"] == [[21, 21, 219, 169]]
 
 
 def test_a_disk_that_fills_during_a_run_does_not_lose_the_picture(

@@ -13,7 +13,7 @@ from PIL import Image
 from torch import Tensor
 
 from core.images import codec
-from core.images.frame import find_painting
+from core.images.frame import Box, find_painting
 from core.neural.transfer import pixels
 from core.neural.transfer.margin import Margin
 from core.neural.transfer.objective import (
@@ -46,8 +46,10 @@ class StyleInputs:
     to it too: only the white parts of the painting count.
 
     alpha: what the result is to have, mode L; None: it is opaque. region_map: the parts of photo
-    and paintings that belong together; set by `with_regions`. style_cache: statistics of earlier
-    runs, for a process that makes several.
+    and paintings that belong together; set by `with_regions`. style_crops: of each painting the
+    box to which it was cropped, in px of the whole picture; None: not at all. Set by
+    `without_frames`; empty if none was cropped. style_cache: statistics of earlier runs, for a
+    process that makes several.
     """
 
     content: Image.Image
@@ -57,6 +59,7 @@ class StyleInputs:
     style_masks: Sequence[Image.Image] = ()
     alpha: Image.Image | None = None
     region_map: RegionMap | None = None
+    style_crops: Sequence[Box | None] = ()
     style_cache: StyleCache | None = None
 
     def fit_spec(self, spec: StyleSpec) -> StyleSpec:
@@ -85,11 +88,13 @@ class StyleInputs:
         if spec.style_frame == "keep" or self.style_masks:
             return self
         boxes = [find_painting(picture) for picture in self.styles]
+        if not any(boxes):
+            return self
         cropped = [
             picture.crop(box) if box else picture
             for picture, box in zip(self.styles, boxes, strict=True)
         ]
-        return replace(self, styles=cropped)
+        return replace(self, styles=cropped, style_crops=boxes)
 
     def with_regions(self, spec: StyleSpec, network: Network) -> "StyleInputs":
         """The inputs with automatic regions, if the spec asks for them and there is a style."""

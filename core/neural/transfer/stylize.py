@@ -16,6 +16,7 @@ from PIL import Image
 from torch import Tensor
 
 from core import errors
+from core.images.frame import Box
 from core.neural import device
 from core.neural.transfer import pixels
 from core.neural.transfer.checkpoint import Checkpoint, CheckpointHeader
@@ -48,7 +49,8 @@ _REPORT_SECONDS = 0.05
 class RunProgress:
     """The progress of a run.
 
-    Iterations count over all scales, from 1; losses are weighted and by name.
+    Iterations count over all scales, from 1; losses are weighted and by name. style_crops: as in
+    `StyleInputs`.
     """
 
     scale: int
@@ -62,6 +64,7 @@ class RunProgress:
     iterations_per_second: float
     seconds_left: float
     spec_updates: tuple[SpecUpdate, ...] = ()
+    style_crops: tuple[Box | None, ...] = ()
     evaluations: int = 0  # forward and backward passes of this process for the run
     evaluated_pixels: int = 0  # the sum of the image's pixels over these
 
@@ -120,6 +123,7 @@ class StyleResult:
     plan: Plan
     spec: StyleSpec  # at the end of the run
     spec_updates: tuple[SpecUpdate, ...]
+    style_crops: tuple[Box | None, ...]  # as in `StyleInputs`
 
 
 def stylize(
@@ -213,6 +217,7 @@ class _Run:
             plan=self._plan,
             spec=self._spec,
             spec_updates=self._spec_updates,
+            style_crops=tuple(self._inputs.style_crops),
         )
 
     def _run_scale(self, number: int) -> bool:
@@ -396,7 +401,11 @@ class _Run:
             return False
         make_checkpoint = _Releasable(partial(self._checkpoint, optimizer, count))
         event = StepEvent(
-            progress=replace(self._tracker.progress(self._losses), spec_updates=self._spec_updates),
+            progress=replace(
+                self._tracker.progress(self._losses),
+                spec_updates=self._spec_updates,
+                style_crops=tuple(self._inputs.style_crops),
+            ),
             spec=self._spec,
             picture=partial(self._show, self._without_margin(image), self._spec),
             checkpoint=make_checkpoint,

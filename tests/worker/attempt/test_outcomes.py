@@ -8,7 +8,7 @@ from typing import Any
 
 import hostile_files
 import pytest
-from PIL import Image, ImageChops, ImageStat
+from PIL import Image, ImageChops, ImageOps, ImageStat
 
 from core import errors
 from core.images import codec
@@ -149,6 +149,26 @@ def test_a_missing_network_fails_the_job_with_the_command_that_fetches_it(
     assert error.code == "weights_unavailable"
     assert "impasto weights fetch vgg19" in error.message
     assert str(tmp_path) not in error.message
+
+
+def test_a_job_says_which_part_of_a_framed_painting_it_uses(
+    runner: JobRunner,
+    store: JobStore,
+    submit: Submit,
+    blobs: Blobs,
+    photo: Image.Image,
+    painting: Image.Image,
+) -> None:
+    framed = ImageOps.expand(painting.resize((200, 150)), 20, "black")
+    job = submit(photo, framed, painting)
+    runner.run_next()
+    ended = store.get(job.id)
+    record = codec.read_provenance(blobs.get(ended.outputs[0].id))
+
+    assert ended.progress is not None
+    assert ended.progress.style_crops == [(21, 21, 219, 169), None]
+    assert record is not None
+    assert record["style_crops"] == [[21, 21, 219, 169], None]
 
 
 def test_a_diverged_run_leaves_its_last_good_picture_as_the_preview(

@@ -155,7 +155,9 @@ def test_a_frame_stays_if_a_style_mask_belongs_to_it(
     inputs = StyleInputs(photo, [framed], style_masks=[Image.new("L", framed.size, 255)])
 
     assert inputs.without_frames(StyleSpec()).styles == [framed]
-    assert StyleInputs(photo, [framed]).without_frames(StyleSpec()).styles != [framed]
+    cropped = StyleInputs(photo, [framed, painting]).without_frames(StyleSpec())
+    assert cropped.styles != [framed, painting]
+    assert cropped.style_crops == [find_painting(framed), None]
 
 
 @pytest.mark.parametrize(
