@@ -1,13 +1,18 @@
+-- Each read of a queued job reads the load, so it must not cost more, the more workers there are.
+local MAX_SAMPLED = 32 -- running jobs whose remaining time is read; the others count as their mean
+
 -- Returns {queued, running, live workers, average seconds of a run or '', seconds until all running
 -- jobs are done}. The last two are text, because Redis cuts numbers to integers.
 local get_load = reader('get_load', function(p)
   local remaining, average = 0, redis.call('GET', p .. 'average_seconds')
-  for _, id in ipairs(redis.call('ZRANGE', p .. 'leases', 0, 999)) do
+  local sampled = redis.call('ZRANGE', p .. 'leases', 0, MAX_SAMPLED - 1)
+  for _, id in ipairs(sampled) do
     local progress = get_fields(p, id, 'progress')
     local seconds = progress and decode_stored(progress).seconds_left
     remaining = remaining + (type(seconds) == 'number' and seconds or tonumber(average or 0))
   end
   local queued, running = redis.call('ZCARD', p .. 'queue'), redis.call('ZCARD', p .. 'leases')
+  remaining = remaining * running / math.max(1, #sampled)
   local workers = redis.call('ZCOUNT', p .. 'workers', now_ms() - WORKER_MS, '+inf')
   return { queued, running, workers, average or '', tostring(remaining) }
 end)

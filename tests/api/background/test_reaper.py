@@ -8,6 +8,7 @@ import pytest
 import redis
 from celery import Celery
 
+from api.background import expiry
 from api.background.quota import enforce_quota
 from api.background.reaper import Duty, Reaper
 from core import errors
@@ -232,6 +233,17 @@ def test_slightly_over_the_quota_few_jobs_expire_however_many_frames_they_have(
     enforce_quota(store, blobs, Checkpoints(blobs._folder / "c"), 0.9 * sum(blobs.sizes()))
 
     assert store.expire_due(1000) == 1
+
+
+def test_one_tick_expires_all_jobs_that_have_become_due_since_the_last(
+    store: JobStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """At ten million jobs a day, 116 a second become due."""
+    due = [100, 100, 30, 0]
+    monkeypatch.setattr(store, "expire_due", lambda *_: due.pop(0))
+    expiry.expire_jobs(store, 1000)
+
+    assert due == [0]
 
 
 def test_blobs_without_a_record_are_kept_for_a_while_and_then_deleted(
