@@ -1,3 +1,5 @@
+local MAX_PASSED = 200 -- places of one owner that a submission passes over
+
 local function round_of(place)
   return tonumber(string.sub(place, 2, 11))
 end
@@ -27,6 +29,25 @@ local function current_round(p, class, lanes, name)
   return first and math.max(round_of(first), latest_round(p, class, name))
 end
 
+-- The round after that of the owner's last job of a class in these lanes, or 0. What the owner waits
+-- for elsewhere takes no turn here: other lanes may be many rounds ahead. After MAX_PASSED places of
+-- other lanes, the next one counts.
+local function next_own_round(p, owner, class, is_here)
+  local passed = 0
+  repeat
+    local places = redis.call('ZREVRANGEBYLEX', p .. 'queue:' .. owner, '(' .. (class + 1),
+      '[' .. class, 'LIMIT', passed, passed == 0 and 1 or MAX_PASSED)
+    for _, place in ipairs(places) do
+      local lane = lane_of(p, string.sub(place, 25))
+      if passed >= MAX_PASSED or (lane and is_here(lane)) then
+        return round_of(place) + 1
+      end
+      passed = passed + 1
+    end
+  until #places == 0
+  return 0
+end
+
 -- The place of a job that is queued now, as the number-th to arrive. Each owner has one job per
 -- round, so a thousand jobs of one owner do not delay the first job of another. The round is the
 -- current one of the job's pool, or that of its lane, if its lane is behind because few workers may
@@ -35,12 +56,13 @@ local function new_place(p, id, number)
   local owner, priority = get_fields(p, id, 'owner', 'priority')
   local class, lane = CLASS[priority], lane_of(p, id) or lane_name('', 0)
   local pool = split_lane(lane)
-  local own_last = redis.call('ZREVRANGEBYLEX', p .. 'queue:' .. owner, '(' .. (class + 1),
-    '[' .. class, 'LIMIT', 0, 1)[1]
   local of_pool = current_round(p, class, list_lanes(p, pool, math.huge), pool)
     or latest_round(p, class, pool)
   local of_lane = current_round(p, class, { lane }, lane) or of_pool
-  local round = math.max(own_last and round_of(own_last) + 1 or 0, math.min(of_pool, of_lane))
+  local own = next_own_round(p, owner, class, function(other)
+    return other == lane or (of_lane >= of_pool and split_lane(other) == pool)
+  end)
+  local round = math.max(own, math.min(of_pool, of_lane))
   return string.format(PLACE, class, round, number) .. id
 end
 

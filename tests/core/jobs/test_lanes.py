@@ -290,6 +290,46 @@ def test_where_every_worker_holds_every_job_sizes_do_not_change_the_order(
     assert order == [flood[0], late, flood[1], again, *flood[2:]]
 
 
+def test_what_an_owner_waits_for_in_one_pool_takes_no_turn_in_another(
+    submit: Submit, claim: Any
+) -> None:
+    for _ in range(20):
+        submit(owner="y", pool="a")
+    flood = [submit(owner="x").id for _ in range(3)]
+    late = [submit(owner="y").id for _ in range(2)]
+
+    order = [claim(_worker()) for _ in range(5)]
+    assert order == [flood[0], late[0], flood[1], late[1], flood[2]]
+
+
+def test_small_jobs_of_an_owner_take_no_turn_from_its_big_job(
+    store: JobStore, submit: Submit, claim: Any
+) -> None:
+    """Where few workers hold big jobs, their rounds are behind."""
+    _see(store, SMALL, LARGE)
+    flood = [submit(4096, "x").id for _ in range(3)]
+    for _ in range(20):
+        submit(512, "y")
+    for _ in range(10):
+        claim(SMALL)
+    late = submit(4096, "y").id
+
+    assert [claim(LARGE) for _ in range(3)] == [flood[0], late, flood[1]]
+
+
+def test_many_places_of_other_lanes_are_not_all_read(
+    driver: Any, submit: Submit, claim: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """An owner of so many jobs elsewhere gets a later turn, but never an endless search."""
+    driver.patch_library(monkeypatch, "local MAX_PASSED = 200", "local MAX_PASSED = 4")
+    for _ in range(10):
+        submit(owner="y", pool="a")
+    flood = [submit(owner="x").id for _ in range(8)]
+    late = submit(owner="y").id
+
+    assert [claim(_worker()) for _ in range(9)] == [*flood[:7], late, *flood[7:]]
+
+
 def test_a_claim_costs_the_same_however_many_jobs_of_others_come_first(
     store: JobStore, submit: Submit, server: Any
 ) -> None:
