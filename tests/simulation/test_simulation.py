@@ -1,0 +1,112 @@
+"""Short simulations, their controls, and the parts that judge them."""
+
+from dataclasses import replace
+from typing import Any
+
+import pytest
+import simulate
+from autoscaler import Autoscaler, read_spec
+from ideal_queue import jain, start_times
+from job_model import Job, Model, ViolationError, WorkerKind
+from scenario import Scenario
+from script_variants import OTHER_RULES, RULES, build_library
+from simulated_service import simulate as run
+
+ANY = WorkerKind(("",), 8192, 1)
+
+
+def test_two_thousand_jobs_on_failing_workers_meet_the_bars() -> None:
+    outcome, violations = simulate.check(Scenario(seed=1))
+    counts = outcome.model.counts
+
+    assert violations == []
+    assert sum(counts[name] for name in ("succeeded", "failed", "canceled", "expired")) == 2000
+    assert counts["lost attempts"] > 20
+    assert counts["late results"] > 0
+    assert len(outcome.faults) == 8
+
+
+def test_a_seed_gives_one_trace() -> None:
+    small = Scenario(seed=1, jobs=200)
+    traces = [run(scenario).trace for scenario in (small, small, replace(small, seed=2))]
+
+    assert traces[0] == traces[1] != traces[2]
+
+
+def test_the_functions_read_no_clock_but_the_simulated_one() -> None:
+    with pytest.raises(ValueError, match="0 times"):
+        build_library((("no such text", ""),))
+    with pytest.raises(ValueError, match="clock"):
+        build_library((("local LEGAL = {", "local TIME = 'TIME'\nlocal LEGAL = {"),))
+
+
+# The first seed that shows that the rule is missing, if it is not 1.
+SEEDS: dict[str, int] = {}
+
+
+@pytest.mark.reliability
+@pytest.mark.parametrize("rule", [*RULES, *OTHER_RULES])
+def test_a_simulation_without_a_rule_finds_a_violation(rule: str) -> None:
+    assert simulate.check(simulate.control(rule, SEEDS.get(rule, 1)))[1]
+
+
+# ---------------------------------------------------------------------- the judges
+
+
+def _job(number: int, owner: int, created_at: int = 0, **facts: Any) -> Job:
+    job = Job(number, b"job_%026d" % number, owner, "normal", 512, "", 1000)
+    job.created_at, job.held_ms = created_at, 1000
+    for name, value in facts.items():
+        setattr(job, name, value)
+    return job
+
+
+def test_in_the_ideal_queue_owners_take_turns_and_classes_come_first() -> None:
+    jobs = [_job(number, owner=1) for number in range(4)]
+    jobs += [_job(4, owner=2, created_at=500), _job(5, owner=1, created_at=500, priority="high")]
+
+    assert start_times(jobs, [(0, 0, ANY)]) == {0: 0, 5: 1000, 1: 2000, 4: 3000, 2: 4000, 3: 5000}
+
+
+def test_in_the_ideal_queue_a_lost_worker_takes_no_job_and_a_withdrawn_job_no_worker() -> None:
+    jobs = [_job(0, 1), _job(1, 1, withdrawn_at=500), _job(2, 1), _job(3, 1, size=9000)]
+    capacity = [(0, 0, ANY), (900, 0, None), (7000, 0, ANY)]
+
+    assert start_times(jobs, capacity) == {0: 0, 2: 7000}
+
+
+def test_jains_index_is_one_for_equal_shares() -> None:
+    assert jain([2.0, 2.0, 2.0]) == 1
+    assert jain([1.0, 0.0, 0.0, 0.0]) == 0.25
+
+
+def test_the_model_refuses_what_the_store_must_not_do() -> None:
+    model, job = Model(), _job(1, 1)
+    job.created_at = None
+    model.created(0, job, job.id)
+    model.claimed(10, b"a", b"w", ANY, job.id)
+
+    with pytest.raises(ViolationError, match="not queued"):
+        model.claimed(20, b"b", b"w", ANY, job.id)
+    with pytest.raises(ViolationError, match="stale token"):
+        model.renewed(20, job, b"b", b"ok")
+    with pytest.raises(ViolationError, match="holder"):
+        model.finished(20, job, b"a", "succeeded", b"stale")
+    with pytest.raises(ViolationError, match="reaper"):
+        model.reaped(9999, (0, 0))
+
+
+def test_a_large_fleet_doubles_in_half_a_minute_and_shrinks_by_a_tenth_each() -> None:
+    """In steps of a few workers, a thousand would take two hours to start and a day to end."""
+    scaler, workers, grown = Autoscaler(read_spec(), 1, 1000), 100, []
+    for step in range(12):
+        workers = scaler.decide(15.0 * step, workers, {"impasto_queue_work_seconds": 1e6})
+        grown.append(workers)
+    shrunk = []
+    for step in range(12, 63):
+        workers = scaler.decide(15.0 * step, workers, {"impasto_jobs_running": 10.0})
+        shrunk.append(workers)
+
+    assert grown[:7] == [200, 200, 200, 400, 400, 400, 800]
+    assert grown[-1] == shrunk[10] == 1000  # five minutes long
+    assert 300 < shrunk[-1] < 600
