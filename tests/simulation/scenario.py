@@ -58,7 +58,7 @@ class Scenario:
         """What the API passes to the store."""
         if self.scales:  # the queue must hold the wait that the scaler allows, on all workers
             return QueueLimits(per_owner=self.jobs, queued=100 * self.workers)
-        return QueueLimits(per_owner=max(60, self.jobs // 100), queued=max(200, self.jobs // 20))
+        return QueueLimits(per_owner=max(60, self.jobs // 100), queued=max(120, self.jobs // 20))
 
 
 class Worker:

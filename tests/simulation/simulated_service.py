@@ -85,6 +85,7 @@ class Service(SimulatedWorkers):
         self._end_at = self._faults_end_at = EPOCH_MS + scenario.duration_ms
         self._arrivals_over = False
         self._leader_until = 0
+        self._violation: ViolationError | None = None  # that a reaper has met
         for digest in (PHOTO, PAINTING):
             self._wire.exchange([pack("ZADD", f"{PREFIX}orphans", EPOCH_MS * 2, digest)], 1)
         self._submissions: dict[tuple[Any, ...], bytes] = {}
@@ -116,8 +117,11 @@ class Service(SimulatedWorkers):
             def reap_and_check(reap: Any = reap) -> tuple[int, int]:
                 answer = reap()
                 self._record("reap", answer)
-                self._require_contact()
-                self._model.reaped(self.now, answer)
+                try:
+                    self._require_contact()
+                    self._model.reaped(self.now, answer)
+                except ViolationError as violation:  # the reaper would only log it
+                    self._violation = violation
                 return answer
 
             store.reap_expired_leases = reap_and_check
@@ -343,6 +347,8 @@ class Service(SimulatedWorkers):
             api.reaper._tick(api.reaper._parts["reaper"])
         except errors.StoreUnavailable:
             return
+        if self._violation is not None:
+            raise self._violation
         self._check_end()
 
     def _run_notifying(self, run: Callable[[], None]) -> None:
