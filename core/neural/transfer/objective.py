@@ -514,7 +514,7 @@ def _fit_layers(
         areas = {
             layer: _area(guide, margin.layer_size(stride(layer))) for layer, guide in guides.items()
         }
-        finest = min(layers, key=stride)
+        finest = min(layers, key=stride, default=None)
         kept = [
             layer
             for layer in layers
