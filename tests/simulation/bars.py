@@ -42,6 +42,10 @@ class Figures:
     jain_owners: int = 0
     gpu_ratio: float = 0.0
 
+    def percentile(self, share: float) -> float:
+        """Return the wait in seconds that this share of the jobs does not exceed."""
+        return self.waits[min(len(self.waits) - 1, int(share * len(self.waits)))]
+
 
 def measure(outcome: Outcome) -> Figures:
     """Compute all figures of a run that has ended."""

@@ -20,7 +20,6 @@ from pathlib import Path
 
 import bars
 import click
-from history import percentile
 from scenario import Outcome, Scenario
 from script_variants import OTHER_RULES, RULES
 from simulated_service import simulate
@@ -110,7 +109,7 @@ def _print_table(outcome: Outcome, seconds: float) -> None:
     ]
     if outcome.violation is None:
         figures = bars.measure(outcome)
-        waits = ", ".join(f"{percentile(figures.waits, p):.1f}" for p in (0.5, 0.95, 0.99, 1))
+        waits = ", ".join(f"{figures.percentile(p):.1f}" for p in (0.5, 0.95, 0.99, 1))
         rows += [
             ("wait p50, p95, p99, max", f"{waits} s"),
             ("longest wait / fair share", f"{3 * figures.worst_wait:.2f}"),
