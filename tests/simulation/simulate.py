@@ -60,7 +60,9 @@ def main() -> None:
 @main.command()
 @click.option("--seed", default=1)
 @click.option("--big", is_flag=True)
-@click.option("--jobs", type=int, default=None)
+@click.option(
+    "--jobs", type=click.IntRange(500), default=None, help="Shorter runs end amid updates."
+)
 @click.option("--workers", type=int, default=None)
 @click.option("--scales", is_flag=True, help="The autoscaler decides how many workers there are.")
 @click.option("--without", type=click.Choice([*RULES, *OTHER_RULES]), default=None)
