@@ -5,6 +5,7 @@
 Each command prints one table (bench/README.md).
 """
 
+import io
 import statistics
 import tempfile
 import time
@@ -16,7 +17,7 @@ from typing import Any
 
 import click
 import httpx2
-from PIL import Image
+from PIL import Image, ImageChops, ImageStat
 
 from bench import api
 from bench.optimize import SAMPLES, pair
@@ -175,12 +176,25 @@ def _submit(client: httpx2.Client, **parameters: str) -> dict[str, Any]:
     return dict(response.json())
 
 
+def _upload(client: httpx2.Client, name: str, side_px: int, mark: int = 0) -> str:
+    """Upload a sample as a JPEG of this long side; another `mark` gives another file."""
+    with Image.open(SAMPLES / name) as image:
+        size = (side_px, round(side_px * image.height / image.width))
+        picture = image.convert("RGB").resize(size, Image.Resampling.BICUBIC)
+    picture.putpixel((0, 0), (mark, mark, mark))
+    data = io.BytesIO()
+    picture.save(data, "JPEG", quality=92)
+    response = client.post("/v1/images", files={"image": data.getvalue()})
+    response.raise_for_status()
+    return str(response.json()["id"])
+
+
 def _wait_until(
     client: httpx2.Client, job: dict[str, Any], condition: Callable[[dict[str, Any]], object]
 ) -> dict[str, Any]:
     while not condition(job):
         job = client.get(job["links"]["self"]).json()
-        time.sleep(0.002)
+        time.sleep(0.005)
     return job
 
 
@@ -228,29 +242,56 @@ def start(rounds: int) -> None:
 
 @main.command()
 @click.option("--size", default=512)
+@click.option("--photo-px", default=4000, show_default=True, help="Long side of both pictures.")
 @click.option("--rounds", default=3)
-def first(size: int, rounds: int) -> None:
-    """Seconds from the submission to the start, the first preview, and the end of the first scale.
+def first(size: int, photo_px: int, rounds: int) -> None:
+    """Seconds from the submission, by digests, until the client sees what happens.
 
-    All jobs have the same painting: from the second one on, its statistics are known.
+    changed: a preview differs from the photo by more than 8 of 255 levels on average. painted: the
+    loss of a preview is a tenth of the first one. Each job has a new photo, and all have the same
+    painting.
     """
-    click.echo("| job | started | first preview | first scale done |\n|---|---|---|---|")
+    steps = ("running", "preview", "changed", "painted", "first scale done")
+    click.echo("| job | " + " | ".join(steps) + " |\n|---|---|---|---|---|---|")
     with _service() as client:
         job = _submit(client, size="64", scales="1", iterations="2")  # the network is loaded now
         _wait_until(client, job, lambda job: job["status"] == "succeeded")
+        style = _upload(client, "strokes.jpg", photo_px)
         for number in range(rounds):
+            content = _upload(client, "harbor.jpg", photo_px, mark=number)
+            photo = _fetch(client, f"/v1/images/{content}")
+            time.sleep(4)  # the worker is idle
             submitted_at, cells = time.perf_counter(), []
-            job = _submit(client, size=str(size))
+            first_loss: list[float] = []
+            body = {"content": content, "styles": [style], "spec": {"size": size}}
+            job = client.post("/v1/jobs", json=body).raise_for_status().json()
+
+            def is_changed(job: dict[str, Any], photo: Image.Image = photo) -> bool:
+                preview = _fetch(client, job["links"]["preview"])
+                difference = ImageChops.difference(preview, photo.resize(preview.size))
+                return statistics.mean(ImageStat.Stat(difference).mean) > 8
+
+            def is_painted(job: dict[str, Any], losses: list[float] = first_loss) -> bool:
+                losses.append(job["progress"]["loss"]["total"])
+                return losses[-1] <= losses[0] / 10
+
             for condition in (
                 lambda job: job["status"] == "running",
-                lambda job: job["preview"] is not None,
-                lambda job: job["progress"] is not None and job["progress"]["scale"] > 1,
+                lambda job: job["preview"] is not None and is_painted(job) is not None,
+                is_changed,
+                is_painted,
+                lambda job: job["progress"]["scale"] > 1,
             ):
                 job = _wait_until(client, job, condition)
                 cells.append(f"{time.perf_counter() - submitted_at:.2f} s")
             click.echo(f"| {number + 1} | {' | '.join(cells)} |")
             client.post(job["links"]["cancel"])
             _wait_until(client, job, lambda job: job["status"] == "canceled")
+
+
+def _fetch(client: httpx2.Client, path: str) -> Image.Image:
+    data = client.get(path).raise_for_status().content
+    return Image.open(io.BytesIO(data)).convert("RGB")
 
 
 def _to_milliseconds(timestamp: str) -> float:

@@ -256,7 +256,9 @@ def _read_inputs(pictures: _Pictures, spec: StyleSpec) -> tuple[JobInput, Any]:
         spec=spec.model_dump(),
     )
     with SandboxedDecoder() as decoder:
-        images = job_input.load_images(files.__getitem__, decoder.decode)
+        images = job_input.load_images(
+            lambda digest, *args, **options: decoder.decode(files[digest], *args, **options)
+        )
     return job_input, StyleInputs(**images._asdict())
 
 

@@ -16,7 +16,6 @@ from tenacity import stop_after_attempt
 
 from core import errors, tracing
 from core.images import codec
-from core.images.decoder import SandboxedDecoder
 from core.jobs.models import Job, ModelUsed, WorkerReport
 from core.jobs.store import JobStore, LeaseStatus
 from core.neural import device
@@ -35,6 +34,7 @@ from worker.checkpoint_writer import CheckpointWriter
 from worker.finisher import JobFinisher, RunState, to_job_progress
 from worker.images import FRAME_PX, FrameRecorder, ImageWriter
 from worker.lease import Lease
+from worker.pictures import PictureDecoder
 from worker.process import shutting_down
 from worker.reporter import Reporter
 from worker.retry import MAX_TRIES, make_retrying
@@ -44,6 +44,10 @@ from worker.spec_updates import SpecUpdates
 from worker.statistics import RunStatistics
 from worker.watchdog import HangWatchdog
 
+# Between the first two previews; each further interval is twice as long, up to the setting. A
+# client wants to see its photo change.
+FIRST_PREVIEW_SECONDS = 0.2
+PREVIEW_COST_FACTOR = 10  # the early previews take at most this part of the run
 FINAL_CHECKPOINT_SECONDS = 5.0  # timeout of the last checkpoint at a shutdown
 
 log = logging.getLogger(__name__)
@@ -65,17 +69,19 @@ class Attempt:
         checkpoints: Checkpoints,
         settings: WorkerSettings,
         limits: JobLimits,
+        decoder: PictureDecoder | None = None,
         style_cache: StyleCache | None = None,
         statistics: RunStatistics | None = None,
         report: WorkerReport | None = None,
     ) -> None:
-        """style_cache: statistics of the paintings of earlier jobs. statistics: count the steps.
+        """decoder, style_cache: those of earlier jobs. statistics: count the steps.
 
         report: what this worker holds; with it, a larger one gets the jobs that it does not.
         """
         self._report = report
         self._job, self._blobs, self._checkpoints = job, blobs, checkpoints
         self._settings, self._limits, self._style_cache = settings, limits, style_cache
+        self._decoder = decoder or PictureDecoder()
         self._statistics = statistics or RunStatistics()
         self._run_began_at = math.inf  # as if the earlier attempts had run just before it
         self._state = RunState()
@@ -112,7 +118,7 @@ class Attempt:
             limits=limits,
             preview_px=settings.preview_px,
         )
-        self._next_preview = 0.0
+        self._next_preview, self._preview_seconds = 0.0, FIRST_PREVIEW_SECONDS
         self._scale_spans = ScaleSpans()
         self._outcome = ""  # for the trace: succeeded, stopped, or the code of the error
 
@@ -217,8 +223,8 @@ class Attempt:
         """Return the result, and the seconds until the network was loaded."""
         start = time.monotonic()
         job_input = self._job.input
-        with tracing.span("decode pictures"), SandboxedDecoder() as decoder:
-            images = job_input.load_images(self._read, decoder.decode)
+        with tracing.span("decode pictures"):
+            images = self._decoder.load_images(job_input, self._read)
         inputs = StyleInputs(**images._asdict(), style_cache=self._style_cache)
         spec = parse_spec(job_input.spec)
         self._watchdog.begin_phase("device")
@@ -329,5 +335,7 @@ class Attempt:
             self._frames.schedule_next(now, now - start)
         if not preview_due:
             return None
-        self._next_preview = now + self._settings.preview_seconds
+        seconds = max(self._preview_seconds, PREVIEW_COST_FACTOR * (now - start))
+        self._next_preview = now + min(seconds, self._settings.preview_seconds)
+        self._preview_seconds *= 2
         return small

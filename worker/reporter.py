@@ -62,11 +62,15 @@ class Reporter:
         self._thread.join()
 
     def report(self, progress: JobProgress, preview: Image.Image | None = None) -> None:
-        """Leave the progress for the next report. An unsent preview stays until a newer one."""
+        """Leave the progress for the next report. An unsent preview stays until a newer one.
+
+        The first progress and each preview are reported at once.
+        """
         with self._lock:
             unsent = self._pending[1] if self._pending else None
             self._pending = (progress, preview or unsent)
-        if not self._has_reported:  # the client wants to see at once that its job has started
+        # The client wants to see at once that its job has started.
+        if preview is not None or not self._has_reported:
             self._wake.set()
 
     def defer(self, call: Callable[[], object]) -> None:

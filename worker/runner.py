@@ -24,6 +24,7 @@ from core.storage.location import open_storage
 from core.style.spec import ModelName
 from worker.attempt import Attempt
 from worker.estimator import EstimateService
+from worker.pictures import PictureDecoder
 from worker.process import process_name, shutting_down
 from worker.retry import RETRY_SECONDS
 from worker.settings import WorkerSettings
@@ -55,7 +56,7 @@ class JobRunner:
         # the thread of the estimates reads it at the same time.
         self._networks: dict[str, tuple[Network, Planner]] = {}
         self._run_lock = threading.Lock()
-        self._style_cache = StyleCache()
+        self._decoder, self._style_cache = PictureDecoder(), StyleCache()
         self._statistics = RunStatistics()
 
     def load_network(self, model: ModelName) -> tuple[Network, Planner]:
@@ -152,6 +153,7 @@ class JobRunner:
             checkpoints=self._checkpoints,
             settings=self._worker,
             limits=self._limits,
+            decoder=self._decoder,
             style_cache=self._style_cache,
             statistics=self._statistics,
             report=self._report,
@@ -212,6 +214,7 @@ class JobRunner:
         DeviceLost: then this process must claim no job.
         """
         device.configure_allocator(device.best_device(self._worker.device))
+        self._decoder.start_ahead()
         network, planner = self._load_and_record("auto")
         # A run's first call to the device; it fails here if the device is lost.
         planner.free_bytes()
@@ -253,4 +256,5 @@ class JobRunner:
                 self._statistics.give_back(done)
             except Exception:
                 log.exception("a heartbeat failed")
+            self._decoder.expire()
             pause.wait(HEARTBEAT_SECONDS)

@@ -57,7 +57,10 @@ class WorkerSettings(BaseSettings):
         2.0, ge=0.05, le=3600, description="Between two checkpoints of a running job, at the least."
     )
     preview_seconds: float = Field(
-        1.0, ge=0.1, le=600, description="Between two previews of a running job."
+        1.0,
+        ge=0.1,
+        le=600,
+        description="Between two previews of a running job; the first ones come sooner.",
     )
     preview_px: int = Field(384, ge=32, le=1024, description="Long side of a preview.")
 

@@ -7,6 +7,7 @@ import os
 from pathlib import Path
 
 from anyio import to_thread
+from cachetools import LRUCache
 
 from api.fair_queue import FairQueue, Waiter
 from api.schemas.submission import Picture
@@ -22,6 +23,12 @@ from core.storage.blobs import Blobs, is_digest
 _CORES = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
 _decoders = FairQueue("pictures", max(2, _CORES or 1))
 
+# What is known of the pictures that were accepted, some 500 bytes each. A digest names the same
+# bytes for ever. The first key says how they were decoded: a job's photo is decoded by its upload,
+# and need not be by each estimate and each job.
+_Key = tuple[object, ...]
+_inspections: LRUCache[_Key, Inspection] = LRUCache(20_000)
+
 
 async def inspect_picture(
     picture: Picture,
@@ -34,21 +41,47 @@ async def inspect_picture(
 ) -> Inspection:
     """Decode the picture in a child process and return what is known of it.
 
+    A stored picture that was accepted before is not decoded again.
+
     part: its name in the request, for the message of a refusal; None if it is alone. options: those
     of `decoder.inspect_upload`. Raises BadImage and its subclasses, what `picture_path` raises, and
     what `FairQueue.turn` raises.
     """
+    if isinstance(picture, str) and (known := _find_inspection(picture, background, options)):
+        return known
 
-    def inspect() -> Inspection:
-        return decoder.inspect_upload(picture_path(picture, blobs), background, **options)
+    def inspect() -> tuple[str, Inspection]:
+        found = decoder.inspect_upload(picture_path(picture, blobs), background, **options)
+        return picture if isinstance(picture, str) else picture.digest, found
 
     try:
         async with _decoders.turn(waiter):
-            return await to_thread.run_sync(inspect)
+            digest, found = await to_thread.run_sync(inspect)
     except (errors.BadImage, errors.UploadTooLarge) as error:
         if part is None:
             raise
         raise error.about(part) from error
+    _inspections[_key_of(digest, background, options, is_opaque=found.is_opaque)] = found
+    return found
+
+
+def _find_inspection(
+    digest: str, background: Background, options: dict[str, bool]
+) -> Inspection | None:
+    for is_opaque in (True, False):
+        key = _key_of(digest, background, options, is_opaque=is_opaque)
+        if (known := _inspections.get(key)) is not None:
+            return known
+    return None
+
+
+def _key_of(
+    digest: str, background: Background, options: dict[str, bool], *, is_opaque: bool
+) -> _Key:
+    """Return what the inspection of a picture depends on. An opaque one covers its background."""
+    covered = () if is_opaque else (background, options.get("mask", False))
+    limits = tuple(options.get(name, False) for name in ("any_size", "refuse_black"))
+    return (digest, *limits, *covered)
 
 
 def check_digest(digest: str, owner: str, store: JobStore, blobs: Blobs) -> None:

@@ -115,29 +115,29 @@ def decode(
     any_size: bool = False,
     keep_alpha: bool = False,
     mask: bool = False,
+    inspected: bool = False,
 ) -> Image.Image:
     """Decode a file: first frame, upright, sRGB, composited on `background`, in mode RGB.
 
     background: `none` keeps the color of transparent pixels. any_size: skip the limits for uploads,
     because the file may be a result of ours. keep_alpha: if the file is transparent, add its alpha
     to the composited color: mode RGBA. mask: composite on black, also what
-    becomes invisible, so that what is transparent selects nothing.
+    becomes invisible, so that what is transparent selects nothing. inspected: this function has
+    accepted the same bytes before, so skip the checks that decode them once more.
     Raises UnsupportedImage, ImageTooLarge, UploadTooLarge, BadImage.
     """
-    picture, alpha = _decode(data, any_size=any_size)
-    if alpha is None:
+    picture, alpha = _decode(data, any_size=any_size, inspected=inspected)
+    if alpha is None or (background == "none" and not mask):
         return _strip_metadata(picture)
-    if mask:
-        return _strip_metadata(composite(picture, alpha, "black"))
-    if background == "none":
-        return _strip_metadata(picture)
-    flat = flatten(picture, alpha, background)
+    flat = composite(picture, alpha, "black") if mask else flatten(picture, alpha, background)
     if keep_alpha and alpha.getextrema()[0] != 255:
         flat.putalpha(alpha)
     return _strip_metadata(flat)
 
 
-def _decode(data: bytes, *, any_size: bool) -> tuple[Image.Image, Image.Image | None]:
+def _decode(
+    data: bytes, *, any_size: bool, inspected: bool
+) -> tuple[Image.Image, Image.Image | None]:
     """Return the upright picture in sRGB, mode RGB, and its alpha."""
     if not any_size:
         validation.check_file_size(len(data))
@@ -148,14 +148,14 @@ def _decode(data: bytes, *, any_size: bool) -> tuple[Image.Image, Image.Image | 
             if not any_size:
                 validation.check_dimensions(image.size, file_format)
             # After the check of the dimensions: it inflates all pixels that the header promises.
-            if file_format == "png" and not png.is_complete(data):
+            if file_format == "png" and not (inspected or png.is_complete(data)):
                 raise errors.BadImage()
             if file_format == "png":
                 pixels, info = _read_png(data)
             else:
                 _refuse_camera_raw(image)
                 image.load()
-                if file_format == "jpeg":
+                if file_format == "jpeg" and not inspected:
                     _refuse_missing_data(image, data)
                 pixels, info = _split_alpha(image), image.info
             if file_format in ("heic", "avif"):

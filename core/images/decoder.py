@@ -169,6 +169,7 @@ class Inspection(NamedTuple):
 
     size: tuple[int, int]  # (width, height) in px, upright
     warnings: tuple[str, ...] = ()  # what is doubtful about the file, in sentences
+    is_opaque: bool = False  # without a transparent pixel: on every background it looks the same
 
 
 class SandboxedDecoder:
@@ -203,6 +204,7 @@ class SandboxedDecoder:
         any_size: bool = False,
         keep_alpha: bool = False,
         mask: bool = False,
+        inspected: bool = False,
     ) -> Image.Image:
         """Decode a file as `codec.decode` does, and raise what it raises.
 
@@ -215,6 +217,7 @@ class SandboxedDecoder:
             "any_size": any_size,
             "keep_alpha": keep_alpha,
             "mask": mask,
+            "inspected": inspected,
         }
         answer, pixels = self._request(request, io.BytesIO(data))
         return Image.frombytes(answer["mode"], answer["size"], pixels)
@@ -237,9 +240,10 @@ class SandboxedDecoder:
             "mask": mask,
             "refuse_black": refuse_black,
             "any_size": any_size,
+            "keep_alpha": True,
         }
         answer, _ = self._request(request, file)
-        return Inspection(answer["size"], answer["warnings"])
+        return Inspection(answer["size"], answer["warnings"], answer["mode"] == "RGB")
 
     def decode_square(self, data: bytes, side_px: int, resize: Resize) -> bytes:
         """Decode and scale a file as `codec.decode_square` does. Raises as `decode` does.
@@ -290,7 +294,7 @@ class SandboxedDecoder:
             needs_threads = validation.needs_threads(file.read(validation.HEAD_BYTES))
             file.seek(0)
         is_unfit = needs_threads != self._has_threads or self._files == self._limits.max_files
-        if self._process is None or is_unfit:
+        if self._process is None or is_unfit or self._has_died_unused():
             self.start(threads=needs_threads)
         self._files += 1
         try:
@@ -306,6 +310,13 @@ class SandboxedDecoder:
                 raise failure from error
         file.seek(0)
         return self._request(request, file)
+
+    def _has_died_unused(self) -> bool:
+        """Whether the process, which `start` has started some time ago, is dead before its first
+        file. So no file is to blame.
+        """
+        assert self._process is not None
+        return self._files == 0 and self._process.wait(0) is not None
 
     def _send(self, request: dict[str, Any], file: BinaryIO) -> None:
         assert self._connection is not None

@@ -8,9 +8,9 @@ The protocol consists of frames of `multiprocessing.connection`, each a length a
               requested, one frame of pixels (row by row);
               or {"refusal": name of the error, "message": its message}
 
-The keys of a request, all optional: `pixels` (send them), `background`, `any_size`, `keep_alpha`
-and `mask` (as in `codec.decode`), `refuse_black` (refuse a black mask), `square` (side and way to
-resize).
+The keys of a request, all optional: `pixels` (send them), `background`, `any_size`, `keep_alpha`,
+`mask` and `inspected` (as in `codec.decode`), `refuse_black` (refuse a black mask), `square` (side
+and way to resize).
 """
 
 import json
@@ -61,6 +61,7 @@ def _decode(request: dict[str, Any], data: bytes) -> Image.Image:
         any_size=request.get("any_size", False),
         keep_alpha=request.get("keep_alpha", False),
         mask=request.get("mask", False),
+        inspected=request.get("inspected", False),
     )
     if request.get("refuse_black"):
         codec.check_mask(picture)

@@ -16,7 +16,6 @@ from PIL import Image
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints, ValidationError
 
 from core import errors
-from core.images import codec
 from core.images.transparency import Background
 from core.style.limits import SIZE_CLASSES
 from core.style.spec import SpecUpdate, parse_spec
@@ -107,13 +106,11 @@ class JobInput(_Record):
             digests.append(self.init_image)
         return digests
 
-    def load_images(
-        self, get: Callable[[str], bytes], decode: Callable[..., Image.Image] = codec.decode
-    ) -> "JobImages":
+    def load_images(self, decode: Callable[..., Image.Image]) -> "JobImages":
         """Read and decode the pictures.
 
-        get: returns the bytes of a digest. decode: has the signature of `codec.decode`.
-        Raises BadImage, which names the picture, and whatever `get` and `decode` raise.
+        decode: has the signature of `codec.decode`, but takes a digest instead of bytes.
+        Raises BadImage, which names the picture, and whatever `decode` raises.
         """
         # A job of an earlier version has no such parameters.
         background = self.spec.get("background", "auto")
@@ -121,9 +118,8 @@ class JobInput(_Record):
         keep_alpha = transparency == "keep"
 
         def load(part: str, digest: str, **options: Any) -> Image.Image:
-            data = get(digest)
             try:
-                return decode(data, background_of(part, background, transparency), **options)
+                return decode(digest, background_of(part, background, transparency), **options)
             except (errors.BadImage, errors.UploadTooLarge) as error:
                 raise error.about(part) from error
 

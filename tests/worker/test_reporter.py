@@ -76,6 +76,23 @@ def test_the_first_progress_is_reported_at_once(
         until(lambda: store.get(job.id).progress == _progress(1), "progress 1", 5)
 
 
+def test_each_preview_is_reported_at_once(
+    store: JobStore,
+    job: Job,
+    renewed: Lease,
+    until: Callable[..., None],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(reporter, "REPORT_SECONDS", 60)
+    digests = iter([f"sha256:{number:064d}" for number in range(2)])
+    with Reporter(store, job.id, "t", renewed, lambda _: next(digests)) as reports:
+        for number in range(2):
+            reports.report(_progress(number), PREVIEW)
+            until(
+                lambda count=number: (store.get(job.id).preview or "")[-1:] == str(count), "it", 5
+            )
+
+
 def test_progress_is_reported_after_an_outage_of_the_store(
     own_valkey: Any, until: Callable[..., None], claim_job: Callable[[JobStore], Job]
 ) -> None:

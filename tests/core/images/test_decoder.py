@@ -432,6 +432,16 @@ def _no_process(*_: Any) -> DecoderProcess:
     raise OSError("too many processes")
 
 
+def test_a_process_that_has_died_before_its_first_file_is_replaced() -> None:
+    """It may have waited for hours. No file is to blame for its end."""
+    with SandboxedDecoder(JOB_LIMITS) as opened:
+        opened.start()
+        assert opened._process is not None
+        opened._process.kill()
+        opened._process.wait(None)
+        assert opened.decode(_png()).size == (60, 40)
+
+
 @pytest.mark.parametrize(
     "start",
     [

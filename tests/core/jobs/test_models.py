@@ -35,7 +35,9 @@ def test_a_transparent_result_continues_with_its_painted_colors() -> None:
     content, init_image = files
     spec = {"transparency": "keep", "background": "white", "init": "picture"}
     job_input = JobInput(content=content, styles=[content], init_image=init_image, spec=spec)
-    images = job_input.load_images(files.__getitem__, codec.decode)
+    images = job_input.load_images(
+        lambda digest, *args, **options: codec.decode(files[digest], *args, **options)
+    )
 
     assert images.init is not None
     assert [images.init.getpixel((x, 20)) for x in (5, 60)] == [(252,) * 3, (250,) * 3]

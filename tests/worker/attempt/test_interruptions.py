@@ -44,7 +44,9 @@ def test_a_job_canceled_after_the_release_keeps_its_last_picture_as_its_preview(
     submit: Submit,
     blobs: Blobs,
     until: Callable[..., None],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    monkeypatch.setattr(attempt, "FIRST_PREVIEW_SECONDS", 600)
     runner = make_runner(preview_seconds=600)
     job = submit(iterations=5000)
     run = threading.Thread(target=runner.run_next)

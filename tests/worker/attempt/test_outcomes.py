@@ -171,6 +171,22 @@ def test_a_job_says_which_part_of_a_framed_painting_it_uses(
     assert record["style_crops"] == [[21, 21, 219, 169], None]
 
 
+@pytest.mark.usefixtures("nominal_throughput")
+def test_the_first_previews_come_sooner_than_the_setting_says(
+    make_runner: Any, store: JobStore, submit: Any, until: Callable[..., None]
+) -> None:
+    """The picture of the first iteration hardly differs from the photo."""
+    runner = make_runner(preview_seconds=600)
+    job = submit(iterations=5000)
+    thread = threading.Thread(target=runner.run_next)
+    thread.start()
+    until(lambda: store.get(job.id).preview, "the first preview")
+    early = store.get(job.id).preview
+    until(lambda: store.get(job.id).preview != early, "the second preview")
+    store.cancel(job.id)
+    thread.join()
+
+
 def test_a_diverged_run_leaves_its_last_good_picture_as_the_preview(
     runner: JobRunner,
     store: JobStore,
