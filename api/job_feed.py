@@ -13,7 +13,6 @@ import logging
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import closing
-from functools import cached_property
 from itertools import islice
 from typing import Any, TypeVar
 
@@ -21,7 +20,6 @@ from anyio import to_thread
 from cachetools import LRUCache
 
 from api import metrics
-from api.http.root_path import root_path
 from api.schemas.job import job_resource
 from core import errors
 from core.jobs.async_reader import JobReader
@@ -38,30 +36,26 @@ log = logging.getLogger(__name__)
 
 
 class JobSnapshot:
-    """One state of a job. It is serialized once, however many requests send it.
+    """One state of a job.
 
-    The links depend on the root path; only the body for the last one is kept.
+    A stream keeps it as long as the state lasts, so it holds nothing that can be made again.
     """
+
+    __slots__ = ("job", "prepared")
 
     def __init__(self, job: Job) -> None:
         self.job = job
-        self._body_of_root_path: tuple[str, bytes] | None = None
         self.prepared: dict[Any, Any] = {}  # what a route keeps for its next responses
 
-    @cached_property
+    @property
     def tag(self) -> str:
         """The ETag. It is weak, because the seconds until the job starts change without it."""
         position = self.job.queue.position if self.job.queue else ""
         return f'W/"{self.job.version}-{position}"'
 
-    @property
-    def body(self) -> bytes:
-        """The job as JSON, with links for the client of the current request."""
-        prefix = root_path.get()
-        if self._body_of_root_path is None or self._body_of_root_path[0] != prefix:
-            body = job_resource(self.job).model_dump_json().encode()
-            self._body_of_root_path = (prefix, body)
-        return self._body_of_root_path[1]
+    def serialize(self) -> bytes:
+        """Return the job as JSON, with links for the client of the current request."""
+        return job_resource(self.job).model_dump_json().encode()
 
 
 class JobFeed:
@@ -263,6 +257,8 @@ def _list_pending(waiting: Iterable[_Futures]) -> _Futures:
 class _Topic:
     """A job that has subscriptions, and its newest snapshot."""
 
+    __slots__ = ("snapshot", "subscriptions")
+
     def __init__(self) -> None:
         self.snapshot: JobSnapshot | None = None
         self.subscriptions: set[Subscription] = set()
@@ -283,6 +279,18 @@ class Subscription:
     With several jobs it sometimes reports a change where there is none: a topic's first read counts
     as one.
     """
+
+    __slots__ = (
+        "_deadline",
+        "_feed",
+        "_has_changed",
+        "_is_open",
+        "_loop",
+        "_timer",
+        "_waiter",
+        "owner",
+        "topics",
+    )
 
     def __init__(self, feed: JobFeed, topics: dict[str, _Topic], owner: str) -> None:
         self.topics, self.owner = topics, owner

@@ -45,6 +45,7 @@ from core.jobs.models import (
 )
 from core.jobs.store import JobStore
 from core.storage.blobs import Blobs, digest_of
+from core.style.spec import parse_spec
 
 SAMPLES = Path(__file__).parents[1] / "samples"
 CONNECTIONS = 32
@@ -80,7 +81,8 @@ class Service:
         """Create a job, which stays queued because there is no worker. Returns its id."""
         for digest in ("sha256:a", "sha256:b"):
             self.store.reserve(digest)
-        job_input = JobInput(content="sha256:a", styles=["sha256:b"], spec={})
+        spec = parse_spec({"size": 512}).for_pictures(1).model_dump()
+        job_input = JobInput(content="sha256:a", styles=["sha256:b"], spec=spec)
         return self.store.create(new_job_id(), job_input, context=SubmissionContext(owner=owner)).id
 
 

@@ -179,7 +179,7 @@ def encode_events(new: JobSnapshot, old: JobSnapshot | None) -> bytes:
     """
     job, parts = new.job, dict[str, bytes]()
     if old is None or _without_parts(old) != _without_parts(new):
-        parts["status"] = new.body
+        parts["status"] = new.serialize()
     else:
         fields = job_resource(job).model_dump(
             mode="json", include={"version", "progress", "preview", "links"}

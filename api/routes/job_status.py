@@ -96,7 +96,7 @@ def share_response(snapshot: JobSnapshot, known_tags: str) -> SharedResponse:
         headers = [(b"cache-control", b"no-cache"), (b"etag", snapshot.tag.encode())]
         if not snapshot.job.status.has_ended:
             headers.append((b"retry-after", str(RETRY_AFTER_SECONDS).encode()))
-        body = b"" if is_known else snapshot.body
+        body = b"" if is_known else snapshot.serialize()
         if not is_known:
             headers.append((b"content-length", str(len(body)).encode()))
             headers.append((b"content-type", b"application/json"))

@@ -3,8 +3,12 @@
 import hashlib
 import json
 import logging
+import threading
 from collections.abc import Sequence
 from typing import Any
+
+from cachetools import LRUCache
+from pydantic import BaseModel
 
 from core.jobs.models import (
     MAX_ATTEMPTS,
@@ -150,7 +154,7 @@ def _parse_job(fields: dict[str, Any], load: ServiceLoad | None) -> Job:
     if "error" in fields:
         error = JobError.model_validate_json(fields["error"])
     outputs = [Output.model_validate(output) for output in json.loads(fields.get("outputs", "[]"))]
-    return Job(
+    job = Job(
         id=fields["id"],
         status=Status(fields["status"]),
         version=int(fields["version"]),
@@ -168,7 +172,7 @@ def _parse_job(fields: dict[str, Any], load: ServiceLoad | None) -> Job:
         reused_from=fields.get("reused_from"),
         batch_id=fields.get("batch_id"),
         cancel_requested=fields.get("cancel_requested") == "1",
-        input=JobInput.model_validate_json(fields["input"]),
+        input=_parse_input(fields["input"]),
         queue=queue,
         progress=progress,
         preview=fields.get("preview"),
@@ -187,3 +191,33 @@ def _parse_job(fields: dict[str, Any], load: ServiceLoad | None) -> Job:
         claimed_at=parse_timestamp(fields.get("claimed_at")),
         traceparent=fields.get("traceparent"),
     )
+    for record in (job, job.input, queue, progress, model, error, *outputs):
+        if record is not None:
+            _share_field_set(record)
+    return job
+
+
+# What records share, so that a followed job takes 3 KB instead of 10. None is changed in place.
+_field_sets: dict[frozenset[str], set[str]] = {}
+_specs: LRUCache[str, dict[str, Any]] = LRUCache(200)
+_lock = threading.Lock()
+
+
+def _share_field_set(record: BaseModel) -> None:
+    """Use one set for all records that have the same fields set.
+
+    Pydantic keeps the names of these fields in each record: 3 KB for a job.
+    """
+    names = record.model_fields_set
+    object.__setattr__(
+        record, "__pydantic_fields_set__", _field_sets.setdefault(frozenset(names), names)
+    )
+
+
+def _parse_input(data: str) -> JobInput:
+    """Parse an input; those with the same parameters share one spec, which takes 2.5 KB."""
+    job_input = JobInput.model_validate_json(data)
+    with _lock:
+        spec = _specs.setdefault(repr(job_input.spec), job_input.spec)
+    object.__setattr__(job_input, "spec", spec)
+    return job_input

@@ -1,14 +1,19 @@
 """Coalesced reads, and a store that does not answer."""
 
 import asyncio
+import gc
 import time
+import tracemalloc
 import types
 from typing import Any
 
 import pytest
 
-from api.job_feed import MAX_BATCH, JobFeed
+from api.job_feed import MAX_BATCH, JobFeed, JobSnapshot
 from core import errors
+from core.jobs.models import Job, JobInput
+from core.jobs.serialization import parse_job
+from core.style.spec import parse_spec
 
 
 @pytest.fixture
@@ -114,3 +119,41 @@ def test_a_request_never_gets_the_result_of_a_read_that_began_before_it(
         return [snapshot.job.version for snapshot in snapshots]
 
     assert asyncio.run(get_twice()) == [1, 2, 2]
+
+
+def test_a_job_that_is_followed_takes_little_memory() -> None:
+    """Thousands are followed at the same time."""
+    spec = parse_spec({"size": 512}).for_pictures(1).model_dump()
+    records = []
+    for number in range(200):
+        digests = [f"sha256:{number:063d}{last}" for last in range(2)]
+        job_input = JobInput(content=digests[0], styles=digests[1:], spec=spec)
+        fields = {
+            **dict.fromkeys(("created_at", "started_at", "claimed_at"), "1800000000000"),
+            **{"id": f"job_{number:026d}", "status": "running", "version": "3", "attempt": "1"},
+            **{"priority": "normal", "owner": "anna", "rank": "-1"},
+            "input": job_input.model_dump_json(),
+            "progress": '{"value":0.5,"scale":1,"scales":3,"iteration":7,"iterations":48,'
+            '"iterations_per_second":2.5,"seconds_left":9.5,"loss":{"content":1.5,"total":2.5}}',
+        }
+        records.append(fields)
+    snapshots = [JobSnapshot(_parse(records[0]))]
+    gc.collect()
+    tracemalloc.start()
+    try:
+        snapshots += [JobSnapshot(_parse(fields)) for fields in records[1:]]
+        for snapshot in snapshots[1:]:
+            assert b'"running"' in snapshot.serialize()
+        gc.collect()
+        used_bytes, _ = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+
+    assert used_bytes / 199 < 4000
+    assert snapshots[7].job.input.spec == spec
+
+
+def _parse(fields: dict[str, Any]) -> Job:
+    job = parse_job(fields, None)
+    assert job is not None
+    return job

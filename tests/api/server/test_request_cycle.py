@@ -1,5 +1,6 @@
 """Encoded responses and files are sent as uvicorn sends the same bytes, with a real server."""
 
+import asyncio
 import http.client
 import re
 import socket
@@ -11,9 +12,11 @@ from typing import Any
 import pytest
 import uvicorn
 from uvicorn.protocols.http import httptools_impl
+from uvicorn.protocols.http.flow_control import FlowControl
 
 from api.http.shared_response import ENCODED, ZERO_COPY, SharedResponse
 from api.server import request_cycle
+from api.server.request_cycle import RequestCycle
 from api.server.slow_clients import ConnectionLimits, slow_client_protocol
 
 BODY = b'{"a": 1}'
@@ -22,7 +25,16 @@ SHARED, KNOWN = SharedResponse(200, HEADERS, BODY), SharedResponse(304, HEADERS[
 DATA = bytes(range(256)) * 20_000  # 5 MB: more than a connection takes at once
 
 
+async def _fill_transport(transport: Any) -> None:
+    """Write until the connection takes no more, so that a few bytes wait in the transport."""
+    while not transport.get_write_buffer_size():
+        transport.write(b"." * 8192)
+        await asyncio.sleep(0)
+
+
 async def _send_file(send: Any, path: str) -> None:
+    if path == "/waiting":
+        await _fill_transport(send.__self__.transport)
     with tempfile.TemporaryFile() as file:
         file.write(DATA[:-1] if path == "/shorter" else DATA)
         file.flush()
@@ -113,6 +125,43 @@ def test_a_slow_reader_gets_the_file_while_others_are_answered(port: int) -> Non
         received += b"".join(iter(lambda: connection.recv(3000), b""))
 
     assert received.partition(b"\r\n\r\n")[2] == DATA
+
+
+def test_a_file_does_not_overtake_what_waits_in_the_transport(
+    port: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The connection has room as soon as the client reads, before the transport writes again."""
+    may_read, has_read = threading.Event(), threading.Event()
+    sendfile, drain = RequestCycle._sendfile, FlowControl.drain
+
+    async def drain_while_the_client_reads(flow: FlowControl) -> None:
+        may_read.set()
+        await drain(flow)
+
+    def sendfile_after_the_client_has_read(cycle: RequestCycle, *arguments: int) -> int:
+        may_read.set()
+        assert has_read.wait(10)
+        return sendfile(cycle, *arguments)
+
+    monkeypatch.setattr(FlowControl, "drain", drain_while_the_client_reads)
+    monkeypatch.setattr(RequestCycle, "_sendfile", sendfile_after_the_client_has_read)
+    received = bytearray()
+    with socket.create_connection(("127.0.0.1", port), timeout=0.2) as connection:
+        connection.sendall(b"GET /waiting HTTP/1.1\r\nHost: a\r\nConnection: close\r\n\r\n")
+        assert may_read.wait(10)
+        while True:
+            try:
+                block = connection.recv(65536)
+            except TimeoutError:  # everything is read that the connection had
+                has_read.set()
+                continue
+            if not block:
+                break
+            received += block
+
+    head, _, body = received.lstrip(b".").partition(b"\r\n\r\n")
+    assert head.startswith(b"HTTP/1.1 200 ")
+    assert body == DATA
 
 
 @pytest.mark.parametrize("path", ["/shorter", "/longer"])
