@@ -1,5 +1,6 @@
 """`impasto stylize`: stylizes a photo on this machine, without a service."""
 
+import io
 import secrets
 import tempfile
 from collections.abc import Iterator, Sequence
@@ -239,12 +240,12 @@ def _read_inputs(pictures: _Pictures, spec: StyleSpec) -> tuple[JobInput, Any]:
     from core.neural.transfer.inputs import StyleInputs
 
     files: dict[str, bytes] = {}
+    paths: dict[Path, str] = {}  # the digest of each file
 
     def read(path: Path) -> str:
         data = path.read_bytes()
-        for doubt in validation.list_doubts(data):
-            click.echo(f"{path}: {doubt}", err=True)
-        files[digest := digest_of(data)] = data
+        paths[path] = digest = digest_of(data)
+        files[digest] = data
         return digest
 
     job_input = JobInput(
@@ -259,7 +260,16 @@ def _read_inputs(pictures: _Pictures, spec: StyleSpec) -> tuple[JobInput, Any]:
         images = job_input.load_images(
             lambda digest, *args, **options: decoder.decode(files[digest], *args, **options)
         )
+        for path, digest in paths.items():
+            _print_doubts(path, files[digest], decoder)
     return job_input, StyleInputs(**images._asdict())
+
+
+def _print_doubts(path: Path, data: bytes, decoder: SandboxedDecoder) -> None:
+    """Print what may be wrong with a file that was decoded. Only a JPEG can be doubtful."""
+    if validation.detect_format(data) == "jpeg":
+        for doubt in decoder.inspect(io.BytesIO(data), mask=True, any_size=True).warnings:
+            click.echo(f"{path}: {doubt}", err=True)
 
 
 def _print_plan(plan: Any) -> None:

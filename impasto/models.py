@@ -163,8 +163,7 @@ class Job:
     model: ModelUsed | None
     error: JobError | None
     metrics: dict[str, float]
-    # About the pictures; only in the answer to the submission.
-    warnings: list[str] = field(default_factory=list)
+    warnings: list[str] = field(default_factory=list)  # about the pictures
 
     @property
     def has_ended(self) -> bool:

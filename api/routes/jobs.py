@@ -146,7 +146,7 @@ async def submit_job(
             owner = submissions.caller.owner
             snapshot = await feed.wait_for(_has_ended, job.id, owner, wait_seconds)
             response.headers.update(preference_applied(wait_seconds))
-            return job_resource(snapshot.job).model_copy(update={"warnings": job.warnings})
+            return job_resource(snapshot.job)
     return job
 
 

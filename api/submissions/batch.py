@@ -9,7 +9,12 @@ from starlette.concurrency import run_in_threadpool
 from api.schemas.submission import BatchSubmission, compute_request_hash
 from api.submissions import estimates, parser
 from api.submissions.estimates import PictureSizes, Size
-from api.submissions.pictures import check_digest, inspect_picture, store_picture
+from api.submissions.pictures import (
+    check_digest,
+    digest_of_picture,
+    inspect_picture,
+    store_picture,
+)
 from api.submissions.service import SubmissionService
 from core import errors
 from core.jobs.models import (
@@ -42,12 +47,13 @@ async def create_or_replay(
         count = len(submission.contents) * len(submission.styles)
         pictures = (*submission.contents, *submission.styles)
         picture_bytes = await run_in_threadpool(submissions.check_limits, options, pictures, count)
-        sizes, warnings = await _inspect_pictures(submission, spec, submissions)
+        sizes, by_digest, warnings = await _inspect_pictures(submission, spec, submissions)
         for size in sizes[: len(submission.contents)]:
             spec = submissions.job_limits.clip_defaults(spec, submission.parameters, *size)
         await _check_sizes(sizes, len(submission.contents), spec, submissions)
         context = submissions.build_context(key, request_hash=request_hash)
-        context = context.model_copy(update={"picture_bytes": picture_bytes})
+        found = {"picture_bytes": picture_bytes, "picture_warnings": by_digest}
+        context = context.model_copy(update=found)
         batch, replayed = await run_in_threadpool(
             _create_batch, submission, spec, options, context, submissions, sizes=sizes
         )
@@ -56,9 +62,13 @@ async def create_or_replay(
 
 async def _inspect_pictures(
     submission: BatchSubmission, spec: StyleSpec, submissions: SubmissionService
-) -> tuple[list[Size], list[str]]:
-    """Decode all pictures. Returns their sizes, photos first, and warnings. Raises BadImage."""
+) -> tuple[list[Size], dict[str, list[str]], list[str]]:
+    """Decode all pictures. Returns their sizes, photos first, and warnings: by digest, and by part.
+
+    Raises BadImage.
+    """
     sizes: list[Size] = []
+    by_digest: dict[str, list[str]] = {}
     warnings: list[str] = []
     contents = number_parts("content", len(submission.contents))
     parts = [*contents, *number_parts("style", len(submission.styles))]
@@ -67,9 +77,11 @@ async def _inspect_pictures(
         found = await inspect_picture(
             picture, part, spec.background, blobs=submissions.blobs, waiter=submissions.waiter
         )
+        if found.warnings:
+            by_digest[digest_of_picture(picture)] = [*found.warnings]
         warnings.extend(f"{part}: {warning}" for warning in found.warnings)
         sizes.append(found.size)
-    return sizes, warnings
+    return sizes, by_digest, warnings
 
 
 async def _check_sizes(
@@ -135,7 +147,7 @@ def _create_batch(
     ]
     sizes_by_digest = dict(zip(contents, sizes, strict=False))
     context = context.model_copy(update={"picture_sizes": sizes_by_digest})
-    batch_id = new_batch_id()
+    batch_id, options = new_batch_id(), submissions.check_reuse(options, inputs)
     batch = store.create_batch(batch_id, inputs, options, submissions.limits, context)
     if batch.id == batch_id and any(not job.status.has_ended for job in batch.jobs):
         # One idle worker starts at once; the reaper notifies the others within a second.

@@ -10,7 +10,13 @@ from api.schemas.job import JobResource
 from api.schemas.submission import JobSubmission, Picture, compute_request_hash
 from api.submissions import estimates, parser
 from api.submissions.estimates import PictureSizes, Size
-from api.submissions.pictures import check_digest, inspect_picture, picture_path, store_picture
+from api.submissions.pictures import (
+    check_digest,
+    digest_of_picture,
+    inspect_picture,
+    picture_path,
+    store_picture,
+)
 from api.submissions.service import SubmissionService
 from core import errors
 from core.images import codec
@@ -65,9 +71,9 @@ async def create_checked(
     spec = submissions.job_limits.clip_defaults(spec, chosen, *sizes.content)
     await estimates.check_limits(submissions, spec, sizes, len(submission.masks))
     job_input = await run_in_threadpool(_store_pictures, submission, spec, submissions)
-    context = context.model_copy(update={"picture_sizes": _sizes_by_digest(job_input, sizes)})
-    job = await run_in_threadpool(submissions.create_job, job_input, options, context, response)
-    return job.model_copy(update={"warnings": warnings})
+    found = {"picture_sizes": _sizes_by_digest(job_input, sizes), "picture_warnings": warnings}
+    context = context.model_copy(update=found)
+    return await run_in_threadpool(submissions.create_job, job_input, options, context, response)
 
 
 def _sizes_by_digest(job_input: JobInput, sizes: PictureSizes) -> dict[str, Size]:
@@ -148,13 +154,13 @@ def _store_pictures(
 
 async def _inspect_pictures(
     submission: JobSubmission, spec: StyleSpec, submissions: SubmissionService
-) -> tuple[PictureSizes, list[str]]:
-    """Decode all pictures. Returns their sizes, and warnings. Raises BadImage.
+) -> tuple[PictureSizes, dict[str, list[str]]]:
+    """Decode all pictures. Returns their sizes, and warnings by digest. Raises BadImage.
 
     Only the masks of a style with a share must have a pixel that is not black. An initial picture
     that is named by digest may be a result, so the limits for uploads do not apply to it.
     """
-    warnings: list[str] = []
+    warnings: dict[str, list[str]] = {}
 
     async def inspect(part: str, picture: Picture, **options: bool) -> tuple[int, int]:
         background = background_of(part, spec.background, spec.transparency)
@@ -162,7 +168,8 @@ async def _inspect_pictures(
         found = await inspect_picture(
             picture, part, background, blobs=blobs, waiter=waiter, **options
         )
-        warnings.extend(f"{part}: {warning}" for warning in found.warnings)
+        if found.warnings:
+            warnings[digest_of_picture(picture)] = [*found.warnings]
         return found.size
 
     assert submission.content is not None, "the model requires it, or `from` has completed it"

@@ -52,7 +52,7 @@ async def inspect_picture(
 
     def inspect() -> tuple[str, Inspection]:
         found = decoder.inspect_upload(picture_path(picture, blobs), background, **options)
-        return picture if isinstance(picture, str) else picture.digest, found
+        return digest_of_picture(picture), found
 
     try:
         async with _decoders.turn(waiter):
@@ -115,6 +115,11 @@ def store_picture(picture: Picture, store: JobStore, blobs: Blobs) -> str:
         return picture
     store.reserve(picture.digest)
     return blobs.commit(picture)
+
+
+def digest_of_picture(picture: Picture) -> str:
+    """Return the digest of an uploaded picture, or of one that was named by it."""
+    return picture if isinstance(picture, str) else picture.digest
 
 
 def measure_picture(picture: Picture, blobs: Blobs) -> tuple[str, int]:

@@ -157,6 +157,23 @@ class SubmissionService:
             self.store.check_limits(self.caller.owner, self.limits, count, picture_bytes)
         return picture_bytes
 
+    def check_reuse(
+        self, options: SubmissionOptions, inputs: Iterable[JobInput]
+    ) -> SubmissionOptions:
+        """Return the options without `reuse` if a result that would be reused is damaged."""
+        if options.reuse and any(map(self._has_damaged_result, inputs)):
+            return options.model_copy(update={"reuse": False})
+        return options
+
+    def _has_damaged_result(self, job_input: JobInput) -> bool:
+        digest = self.store.find_result(job_input, self.caller.owner)
+        try:
+            if digest is not None:
+                self.blobs.check(digest)
+        except errors.ImageNotFound:  # or damaged
+            return True
+        return False
+
     def create_job(
         self,
         job_input: JobInput,
@@ -165,7 +182,7 @@ class SubmissionService:
         response: Response,
     ) -> JobResource:
         """Create the job and wake a worker. The job's pictures must be stored already."""
-        job_id = new_job_id()
+        job_id, options = new_job_id(), self.check_reuse(options, [job_input])
         job = self.store.create(job_id, job_input, options, self.limits, context)
         replayed = job.id != job_id  # the same request has arrived twice at the same time
         if not replayed and not job.status.has_ended:

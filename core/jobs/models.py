@@ -106,6 +106,22 @@ class JobInput(_Record):
             digests.append(self.init_image)
         return digests
 
+    def list_warnings(self, of_digest: Mapping[str, Sequence[str]]) -> list[str]:
+        """Return the warnings of the pictures, each with the name of the picture."""
+        fields = {
+            "content": [self.content],
+            "style": self.styles,
+            "mask": self.masks,
+            "style_mask": self.style_masks,
+            "init_image": [self.init_image] if self.init_image else [],
+        }
+        return [
+            f"{part}: {warning}"
+            for field, digests in fields.items()
+            for part, digest in zip(number_parts(field, len(digests)), digests, strict=True)
+            for warning in of_digest.get(digest, ())
+        ]
+
     def load_images(self, decode: Callable[..., Image.Image]) -> "JobImages":
         """Read and decode the pictures.
 
@@ -217,6 +233,7 @@ class SubmissionContext(_Record):
     batch_id: str | None = None
     picture_bytes: dict[str, int] = {}  # of the pictures, by digest
     picture_sizes: dict[str, tuple[int, int]] = {}  # (width, height) in px, by digest
+    picture_warnings: dict[str, list[str]] = {}  # what is doubtful about them, by digest
     root_path: str = ""  # of the request: the webhook's links begin with it
     traceparent: str | None = None  # the request's trace, to which the job's spans belong
 
@@ -431,7 +448,7 @@ class Job(_Record):
     metrics: dict[str, float]
     warnings: list[str] = Field(
         [],
-        description="What is doubtful about the pictures; only in the answer to the submission.",
+        description="What is doubtful about the pictures, in sentences that name them.",
     )
     images_deleted: bool = Field(False, exclude=True)  # the retention time of its images is over
     checkpoint: str | None = Field(None, exclude=True)  # the next attempt resumes from it

@@ -40,6 +40,11 @@ def sha256_hex(text: str) -> str:
     return hashlib.sha256(text.encode()).hexdigest()
 
 
+def fingerprint(job_input: JobInput) -> str:
+    """The identity of an input: jobs with the same one may share a result."""
+    return sha256_hex(job_input.model_dump_json())
+
+
 def serialize(
     job_input: JobInput,
     options: SubmissionOptions,
@@ -53,10 +58,10 @@ def serialize(
     """
     input_json = job_input.model_dump_json()
     digests = job_input.digests()
-    fingerprint = sha256_hex(input_json)
     # Without what is not set, so that a version with more options computes the same.
     requested = f"{options.model_dump_json(exclude={'pool'} if options.pool is None else None)} "
     requested += str(context.retried_from)
+    warnings = job_input.list_warnings(context.picture_warnings)
     deadline_ms = key_hash = None
     if options.deadline_seconds is not None:
         deadline_ms = round(options.deadline_seconds * 1000)
@@ -76,14 +81,15 @@ def serialize(
         "input": input_json,
         "digests": digests,
         "sizes": [context.picture_bytes.get(digest, 0) for digest in digests],
-        "fingerprint": fingerprint,
+        "fingerprint": fingerprint(job_input),
         "reuse": options.reuse or None,
         "model": job_input.spec.get("model", "auto"),
         "work": _count_work(job_input, context),
         "size_class": _size_class(job_input.spec.get("size", 0)),
         "traceparent": context.traceparent,
+        "warnings": json.dumps(warnings) if warnings else None,
         "key_hash": key_hash,
-        "request_hash": context.request_hash or sha256_hex(f"{fingerprint} {requested}"),
+        "request_hash": context.request_hash or sha256_hex(f"{fingerprint(job_input)} {requested}"),
         "replay_ms": round(REPLAY_SECONDS * 1000),
         "max_queued": limits.queued,
         "max_per_owner": limits.per_owner,
@@ -180,6 +186,7 @@ def _parse_job(fields: dict[str, Any], load: ServiceLoad | None) -> Job:
         model=model,
         error=error,
         metrics=json.loads(fields.get("metrics", "{}")),
+        warnings=json.loads(fields.get("warnings", "[]")),
         images_deleted=fields.get("images_deleted") == "1",
         checkpoint=fields.get("checkpoint"),
         frames=int(fields.get("frames", 0)),

@@ -47,7 +47,7 @@ from core.jobs.models import (
     new_job_id,
 )
 from core.jobs.operations import Operations
-from core.jobs.serialization import parse_job, parse_load, serialize, sha256_hex
+from core.jobs.serialization import fingerprint, parse_job, parse_load, serialize, sha256_hex
 from core.jobs.statistics import ServiceStatistics, Statistics
 from core.jobs.store_monitor import StoreMonitor
 from core.jobs.suspensions import Suspensions
@@ -312,6 +312,13 @@ class JobStore:
         """Delete every job of the batch, as `delete` does, and as `cancel_batch` the last first."""
         for job_id in reversed(self._batch_ids(batch_id)):
             self.delete(job_id, owner)
+
+    def find_result(self, job_input: JobInput, owner: str = LOCAL_OWNER) -> str | None:
+        """Return the digest of the result that a submission with `reuse` may get, or None."""
+        with self._circuit_breaker:
+            found: Any = self._redis.hget(f"{PREFIX}results:{owner}", fingerprint(job_input))
+            output: Any = found and self._redis.hget(f"{PREFIX}job:{found}", "output")
+        return output or None
 
     def find_replay(self, key: str, request: str, owner: str = LOCAL_OWNER) -> str | None:
         """Return the id of the job or batch that this request created before, or None.

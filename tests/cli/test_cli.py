@@ -178,12 +178,15 @@ def test_stylize_keeps_transparency_reads_heic_and_warns_of_a_doubtful_file(
     progressive = hostile_files.saved(hostile_files.noise(3), "JPEG", progressive=True)
     cut = progressive[: progressive.rindex(b"\xff\xc4")] + b"\xff\xd9"  # before the last scan
     (tmp_path / "cut.jpg").write_bytes(cut)
+    baseline = hostile_files.saved(hostile_files.noise(3), "JPEG")
+    (tmp_path / "longer.jpg").write_bytes(baseline[:-2] + b"\x5a\xc3" * 150 + baseline[-2:])
     parameters = ["--size", "64", "--iterations", "2", "--transparency", "keep"]
-    pictures = ["cutout.png", "phone.heic", "cut.jpg"]
+    pictures = ["cutout.png", "phone.heic", "cut.jpg", "longer.jpg"]
     ran = impasto("stylize", *pictures, "-o", "out.png", *parameters)
 
     assert (ran.returncode, ran.stdout) == (0, "out.png\n")
     assert "cut.jpg: The JPEG has no scan for its finest details." in ran.stderr
+    assert "longer.jpg: The JPEG holds more data than its picture takes" in ran.stderr
     with Image.open(tmp_path / "out.png") as result:
         alpha = result.getchannel("A")
         assert [alpha.getpixel((x, 30)) for x in (5, 60)] == [0, 255]

@@ -61,7 +61,7 @@ local function write_record(p, id, submission)
     'lane', lane_name(submission.pool or '', submission.size))
   count_total(p, 'submitted')
   for _, field in ipairs({ 'webhook', 'root_path', 'retried_from', 'batch_id', 'pool', 'work',
-    'size_class', 'traceparent' }) do
+    'size_class', 'traceparent', 'warnings' }) do
     if submission[field] then
       redis.call('HSET', key, field, submission[field])
     end

@@ -12,7 +12,7 @@ from starlette.testclient import TestClient
 from api.settings import ApiSettings
 from core.images import codec
 from core.jobs.store import JobStore
-from core.storage.blobs import Blobs
+from core.storage.blobs import Blobs, digest_of
 
 RunJob = Callable[[Image.Image], bytes]
 Submit = Callable[..., Any]
@@ -94,3 +94,24 @@ def test_a_result_is_reused_if_the_client_allows_it(
     assert (job["status"], job["attempt"]) == ("succeeded", 0)
     assert client.get(job["links"]["result"]).content == data
     assert submit().json()["status"] == "queued"
+
+
+def test_a_damaged_result_is_not_reused(
+    run_job: RunJob,
+    client: TestClient,
+    submit: Submit,
+    store: JobStore,
+    photo: Image.Image,
+    files: Any,
+    blobs: Blobs,
+) -> None:
+    """The client would get a job that has succeeded, and 410 for its picture."""
+    store.record_model_weights("auto", "0")
+    submit()
+    data = run_job(photo)
+    blobs.path(digest_of(data)).write_bytes(data[:-1])
+    job = submit(reuse="true").json()
+    batch = client.post("/v1/batches", files=files, data={"size": "64", "reuse": "true"}).json()
+
+    assert (job["status"], job["reused_from"]) == ("queued", None)
+    assert [one["status"] for one in batch["jobs"]] == ["queued"]

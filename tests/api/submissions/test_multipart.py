@@ -299,6 +299,11 @@ def test_a_doubtful_file_is_accepted_with_a_warning(
     assert warning.startswith("The JPEG has no scan for its finest details.")
     assert job["warnings"] == [f"style: {warning}"]
     assert batch["warnings"] == [f"content: {warning}"]
+    for one, part in ((job, "style"), (batch["jobs"][0], "content")):
+        read = client.get(one["links"]["self"]).json()
+        assert read["warnings"] == one["warnings"] == [f"{part}: {warning}"]
+    retried = client.post(client.post(job["links"]["cancel"]).json()["links"]["retry"]).json()
+    assert retried["warnings"] == job["warnings"]
     assert whole["warnings"] == []
 
 
