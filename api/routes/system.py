@@ -75,7 +75,7 @@ def get_system(
 def list_models(store: Store) -> ModelList:
     """Return the valid values of `model`.
 
-    If no worker has the network, the job fails with `weights_unavailable`.
+    A job of a network that no worker has is refused.
     """
     workers = [info for info, _ in store.list_workers() if info is not None]
     counts = Counter(name for info in workers for name in info.networks)

@@ -129,18 +129,24 @@ class SubmissionService:
         return FormQuota(self.waiter.caller, self.config.upload_quota_gb_per_caller * 1e9)
 
     def check_model(self, spec: StyleSpec) -> None:
-        """Raise BadSpec for a network that no worker has and that none could fetch.
+        """Raise BadSpec for a network that no worker has: its job would fail.
 
         A worker tells which ones it has with its heartbeats. Without one, nothing is known.
         """
-        if spec.model == "auto" or spec.model in DOWNLOADABLE_MODELS:
+        if spec.model == "auto":
             return
         workers = [info for info, _ in self.store.list_workers()]
         networks = {name for info in workers if info is not None for name in info.networks}
-        if workers and None not in workers and spec.model not in networks:
+        if not workers or None in workers or spec.model in networks:
+            return
+        if spec.model in DOWNLOADABLE_MODELS:
             raise errors.BadSpec(
-                "model: no worker has a network of this name; GET /v1/models lists those there are."
+                f"model: no worker has {spec.model} yet; the operator can fetch it with "
+                f"`impasto weights fetch {spec.model}`."
             )
+        raise errors.BadSpec(
+            "model: no worker has a network of this name; GET /v1/models lists those there are."
+        )
 
     def check_limits(
         self, options: SubmissionOptions, pictures: Iterable[Picture], count: int = 1

@@ -303,8 +303,9 @@ def test_a_model_that_no_worker_has_is_refused_where_the_service_knows_its_model
         "mine": 422,
         "own": 202,
         "auto": 202,
-        "vgg16": 202,  # the worker may fetch it before the job's turn
+        "vgg16": 422,  # a worker does not fetch it on its own
     }
+    assert "`impasto weights fetch vgg16`" in answers["vgg16"].json()["detail"]
     assert answers["mine"].json()["code"] == "bad_spec"
     assert "GET /v1/models lists" in answers["mine"].json()["detail"]
 
