@@ -11,7 +11,7 @@ from fastapi import FastAPI, HTTPException, Request
 from fastapi.responses import RedirectResponse, Response
 from fastapi.staticfiles import StaticFiles
 
-from api.assets.files import PageFiles
+from api.assets.files import PageFiles, StaticFile
 from api.http.root_path import add_root_path
 from api.http.static_response import IMMUTABLE, REVALIDATE, respond
 
@@ -23,6 +23,19 @@ _LANGUAGE = re.compile(r"\b(zh|en)\b", re.IGNORECASE)
 
 # A service worker takes its policy from its own file. It fetches what the page may fetch.
 _WORKER_POLICY = "default-src 'none'; connect-src 'self'; base-uri 'none'; frame-ancestors 'none'"
+
+# What a process answers when it is asked for code of another version, as during an upgrade behind
+# a proxy. The module asks again, because a process of that version may answer, and in the end
+# loads the page again, because there may be none. Code of two versions never meets.
+_OTHER_VERSION = StaticFile.of(
+    "other-version.js",
+    b"""const { href, search } = new URL(import.meta.url), tries = Number(search.slice(1));
+await new Promise((resolve) => setTimeout(resolve, 150 * 2 ** tries));
+if (tries > 3) await new Promise(() => location.reload());
+const module = await import(href.replace(/[?].*|$/, `?${tries + 1}`));
+export default module.default;
+""",
+)
 
 
 class _SourceFiles(StaticFiles):
@@ -56,16 +69,18 @@ def add_page(app: FastAPI, form: bytes = b"") -> None:
 
     async def get_file(request: Request, version: str, path: str) -> Response:
         file = files.get(path)
+        is_current = version == files.version
+        if not is_current and path.endswith(".js"):
+            file = _OTHER_VERSION
         if file is None:
             raise HTTPException(404)
-        if version == files.version:
+        if is_current:
             return respond(request, file, IMMUTABLE)
-        # Another version's must never get into a cache under this address, and code of two
-        # versions must never meet. But a page that was open before an upgrade needs its samples.
-        if not path.startswith("gallery/"):
-            raise HTTPException(404)
-        target = add_root_path(f"/{files.folder}/{path}")
-        return RedirectResponse(target, 307, {"Cache-Control": "no-store"})
+        # A page of another version gets samples and style of this one. They must never get into a
+        # cache under this address; `Vary: *` keeps them out of the service worker's.
+        response = respond(request, file, "no-store")
+        response.headers["Vary"] = "*"
+        return response
 
     worker = files.service_worker(DOCUMENTS["/"])
 

@@ -22,6 +22,10 @@ async function install() {
   await cache.addAll(paths.map((path) => new URL(path, SCOPE).href));
   // A job's page is the same document, one folder deeper: the API makes it like this, too.
   const document = await find("./"), html = await document.text();
+  if (!html.includes(`web-${VERSION}/`)) {  // of another process, during an upgrade: try later
+    await caches.delete(CACHE);
+    throw new Error("another version");
+  }
   const jobPage = new Response(html.replaceAll('="./', '="../'), { headers: document.headers });
   await cache.put(new URL("./j/-", SCOPE).href, jobPage);
   await self.skipWaiting();
@@ -68,13 +72,27 @@ async function getFile(request) {
   if (kept) return kept;
   const response = await fetch(request);
   const isOfThisVersion = request.url.startsWith(new URL(`web-${VERSION}/`, SCOPE).href);
-  if (response.ok && isOfThisVersion) await (await caches.open(CACHE)).put(request, response.clone());
+  // Another process, of another version, answers with "no-store".
+  const isKept = /immutable/.test(response.headers.get("Cache-Control"));
+  if (isKept && isOfThisVersion) await (await caches.open(CACHE)).put(request, response.clone());
   return response;
 }
 
 async function receiveShare(request) {
   sharedPicture = (await request.formData()).get("picture");
   return Response.redirect(new URL("./?shared", SCOPE).href, 303);
+}
+
+// Of a job that is done; data is the address of its page.
+self.addEventListener("notificationclick", (event) => {
+  event.notification.close();
+  event.waitUntil(showPage(event.notification.data));
+});
+
+async function showPage(address) {
+  const pages = await self.clients.matchAll({ type: "window" });
+  const page = pages.find(({ url }) => url === address);
+  await (page ? page.focus() : self.clients.openWindow(address));
 }
 
 self.addEventListener("message", ({ data, source }) => {

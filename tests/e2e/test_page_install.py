@@ -1,9 +1,11 @@
 """The installed page in a real browser: manifest, service worker, shared pictures."""
 
 import io
+import itertools
 import json
 from collections import Counter
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from threading import Thread
@@ -12,7 +14,7 @@ from typing import Any
 import httpx2
 import pytest
 from api_process import ApiProcess
-from page_actions import TIMEOUT_MS, needs_chromium
+from page_actions import TIMEOUT_MS, expect, needs_chromium
 from PIL import Image
 
 pytestmark = [pytest.mark.e2e, needs_chromium]
@@ -21,6 +23,14 @@ pytestmark = [pytest.mark.e2e, needs_chromium]
 WATCH_PASTE = """addEventListener("paste", async ({ clipboardData: { files: [file] } }) => {
   globalThis.pasted = [file.name, (await file.arrayBuffer()).byteLength];
 });"""
+
+READ_CACHED = """async (name) => {
+  const cache = await caches.open(name), texts = {};
+  for (const { url } of await cache.keys()) {
+    texts[new URL(url).pathname] = await (await cache.match(url, { ignoreVary: true })).text();
+  }
+  return texts;
+}"""
 
 Open = Callable[..., Any]
 
@@ -39,6 +49,29 @@ class _BadGateway(BaseHTTPRequestHandler):
 
     def do_GET(self) -> None:
         self.send_error(502)
+
+    def log_message(self, *_: Any) -> None:
+        pass
+
+
+class _RollingProxy(BaseHTTPRequestHandler):
+    """A proxy that alternates between two processes, whatever the request."""
+
+    origins: tuple[str, ...]
+    turns = itertools.count()
+
+    def do_GET(self) -> None:
+        origin = self.origins[next(self.turns) % len(self.origins)]
+        headers = dict(self.headers) | {"Host": origin.removeprefix("http://")}
+        answer = httpx2.get(f"{origin}{self.path}", headers=headers, trust_env=False)
+        self.send_response(answer.status_code)
+        for name, value in answer.headers.items():
+            if name not in ("content-encoding", "content-length", "connection"):
+                self.send_header(name, value)
+        self.send_header("Content-Length", str(len(answer.content)))
+        self.end_headers()
+        with suppress(BrokenPipeError):  # a page that is loaded again
+            self.wfile.write(answer.content)
 
     def log_message(self, *_: Any) -> None:
         pass
@@ -208,6 +241,52 @@ def test_a_service_that_restarts_behind_a_proxy_does_not_hide_the_page(
             status = page.evaluate("fetch('v1/form').then(({ status }) => status)")
             proxy.shutdown()
         assert (shown, status) == (1, 502)
+
+
+def test_during_an_upgrade_behind_a_proxy_the_page_opens_and_no_cache_mixes_versions(
+    browser: Any, api: ApiProcess, folder: Path
+) -> None:
+    """Each file may come from a process of either version, and in the end only the new one runs."""
+    with (
+        ApiProcess(folder, MAX_SIZE_PX="1024") as other,
+        ThreadingHTTPServer(("127.0.0.1", 0), _RollingProxy) as proxy,
+    ):
+        Thread(target=proxy.serve_forever, daemon=True).start()
+        url, errors = f"http://127.0.0.1:{proxy.server_port}", []
+        contexts = [
+            browser.new_context(service_workers=name, locale="en") for name in ("allow", "block")
+        ]
+        page, fresh = [context.new_page() for context in contexts]
+        for one in (page, fresh):
+            one.on("pageerror", lambda error: errors.append(str(error)))
+        _RollingProxy.origins = (api.url, other.url)
+        for path in ("/", "/j/job_x", "/"):
+            page.goto(f"{url}{path}")
+            expect(page.locator("[data-text]").first).to_have_text("Skip to content")
+
+        def end_old_version(route: Any) -> None:
+            _RollingProxy.origins = (other.url,)
+            route.continue_()
+
+        _RollingProxy.origins = (api.url,)
+        fresh.route("**/app.js", end_old_version)
+        old = fresh.goto(url).text()
+        expect(fresh.locator("[data-text]").first).to_have_text("Skip to content")
+        assert fresh.get_attribute("script[type=module]", "src") not in old
+
+        page.goto(url)
+        _wait_for(page, "navigator.serviceWorker.ready.then(() => true)")
+        _wait_for(page, "caches.keys().then(({ length }) => length === 1)")
+        name, *paths = _list_cached(page)
+        kept = page.evaluate(READ_CACHED, name)
+        proxy.shutdown()
+        for context in contexts:
+            context.close()
+    version = f"web-{name.rpartition(' ')[2]}"
+    assert {path.split("/")[1] for path in paths if path.startswith("/web-")} == {version}
+    assert version in kept["/"]
+    assert "$modules" in kept[f"/{version}/app.js"]
+    assert errors == []
 
 
 def test_under_a_path_the_worker_keeps_to_that_path(open_installed: Open, folder: Path) -> None:

@@ -78,24 +78,30 @@ def test_a_client_that_has_the_page_gets_no_body(client: TestClient) -> None:
     assert (again.status_code, again.content, other.status_code) == (304, b"", 200)
 
 
-def test_the_address_of_another_version_has_no_file(client: TestClient) -> None:
-    """So that no cache stores a file under the name of another version."""
-    folder = _addresses(client.get("/").text)[0].split("/")[1]
+def test_code_of_another_version_is_a_module_that_asks_again(client: TestClient) -> None:
+    """So that code of two versions never meets, and no cache has one under the other's name."""
+    for name in ("app.js", "text-en.js", "gone.js"):
+        answer = client.get(f"/web-0123456789abcdef/{name}")
+        assert answer.headers["content-type"] == "text/javascript; charset=utf-8"
+        assert (answer.headers["cache-control"], answer.headers["vary"]) == ("no-store", "*")
+        assert "location.reload()" in answer.text
+        assert "$modules" not in answer.text
 
-    for path in ("/web-0123456789abcdef/app.js", f"/{folder}/gone.js", f"/{folder}/../app.py"):
+
+def test_what_is_not_code_is_the_same_in_every_version(client: TestClient) -> None:
+    folder = _addresses(client.get("/").text)[0].split("/")[1]
+    for name in ("gallery/harbor.jpg", "style.css"):
+        answer = client.get(f"/web-0123456789abcdef/{name}")
+        assert (answer.headers["cache-control"], answer.headers["vary"]) == ("no-store", "*")
+        assert answer.content == client.get(f"/{folder}/{name}").content
+
+
+def test_a_file_that_is_nowhere_is_not_found(client: TestClient) -> None:
+    folder = _addresses(client.get("/").text)[0].split("/")[1]
+    for path in (f"/{folder}/gone.js", f"/{folder}/../app.py", "/web-0123456789abcdef/gone.jpg"):
         answer = client.get(path)
         assert (answer.status_code, answer.json()["code"]) == (404, "not_found")
         assert "immutable" not in answer.headers.get("cache-control", "")
-
-
-def test_a_sample_of_another_version_leads_to_the_one_of_this_version(client: TestClient) -> None:
-    folder = _addresses(client.get("/").text)[0].split("/")[1]
-    answer = client.get("/web-0123456789abcdef/gallery/harbor.jpg", follow_redirects=False)
-
-    assert (answer.status_code, answer.headers["cache-control"]) == (307, "no-store")
-    assert answer.headers["location"] == f"/{folder}/gallery/harbor.jpg"
-    gone = client.get("/web-0123456789abcdef/gallery/gone.jpg", follow_redirects=False)
-    assert gone.status_code == 404
 
 
 @pytest.mark.parametrize(
