@@ -36,7 +36,10 @@ def _list_links(page: Path) -> list[str]:
 
 
 def _translate_link(page: Path, target: str) -> str:
-    """The link that the Chinese page has for one of the English page: a Chinese page, if any."""
+    """The link that the Chinese page has for one of the English page: to Chinese, if there is."""
+    if (picture := page.parent / target).suffix == ".jpg":
+        own = picture.with_stem(f"{picture.stem}.zh-CN")
+        return own.name if own.exists() else target
     linked = (page.parent / target).resolve()
     if linked == TRANSLATIONS[page]:
         return page.name  # the switch of the language

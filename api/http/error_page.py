@@ -8,7 +8,7 @@ from api.assets.files import PageFiles
 from api.http.root_path import add_root_path
 
 _POLICY = (
-    "default-src 'none'; style-src 'self'; img-src 'self'; "
+    "default-src 'none'; style-src 'self'; img-src 'self'; font-src 'self'; "
     "base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
 )
 

@@ -1,7 +1,7 @@
 // Requests to the service: API key, errors, JSON and images. This module knows no route.
 
 import { deviceStorage, tabStorage } from "./storage.js";
-import { t, tOr } from "./text.js";
+import { describeError, t } from "./text.js";
 
 // Where the service is: a proxy may serve it under a path.
 export const ROOT = new URL("..", import.meta.url);
@@ -14,8 +14,8 @@ const TIMEOUT_SECONDS = 40;  // without a response; then the connection is dead,
 // A response that is an error; its message is a sentence for the user.
 export class ApiError extends Error {
   constructor(problem, response) {
-    super(tOr(`code.${problem.code}`,
-      problem.detail ?? t("answeredStatus", { status: response.status })));
+    super(problem.detail
+      ? describeError(problem.code, problem.detail) : t("answeredStatus", { status: response.status }));
     this.code = problem.code ?? "unknown";
     this.status = response.status;
     this.retryAfter = Number(response.headers.get("Retry-After")) || null;
@@ -75,7 +75,7 @@ async function fetchWithTimeout(address, options) {
 }
 
 const createUnreachableError = () =>
-  Object.assign(new Error(t("unreachable")), { code: "unreachable" });
+  Object.assign(new Error(t(navigator.onLine ? "unreachable" : "offline")), { code: "unreachable" });
 
 export const sendJson = (method, address, body, headers = {}, options = {}) => request(address, {
   ...options,

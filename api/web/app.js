@@ -78,11 +78,12 @@ loadTexts().then(() => {
   const comparison = new CompareView(viewer);
   const batch = new BatchView({
     onStarted(job, photo, style) {
-      setNames(job.id, { content: photo.name, styles: [style.name] });
+      setNames(job.id, { content: photo.title, styles: [style.title] });
       films.refresh();
     },
-    onPick(style) {
+    onPick({ style, blob }) {
       batch.close();
+      editor.draft = blob && { photo: editor.photo.pictures[0], style, blob };
       editor.style.setPictures([style], { append: false });
       byId("submit-job").focus();
     },
@@ -160,7 +161,7 @@ loadTexts().then(() => {
     films.setCurrent(id);
     if (id) jobView.open(id);
     else if (compared) comparison.open(compared);
-    else editor.open().catch(() => {});  // the editor shows the error itself
+    else editor.open();
   }
 
   // A local link changes the address without loading the page again.

@@ -11,7 +11,8 @@ import { createThumbnail } from "./thumbnail.js";
 const DRAFT_SIZE = 256, POLL_SECONDS = 1.5;
 
 export class BatchView {
-  // onPick(style): the user likes this style. onStarted(job, photo, style): a draft is submitted.
+  // onPick({style, blob}): the user likes this draft; blob is null before it has a picture.
+  // onStarted(job, photo, style): a draft is submitted.
   constructor({ onPick, onStarted }) {
     Object.assign(this, { onPick, onStarted });
     this.root = byId("batch");
@@ -57,9 +58,11 @@ export class BatchView {
     const thumb = createElement("span", { className: "thumb" });
     if (style.thumbnail) thumb.append(createThumbnail(style.thumbnail));
     const status = createElement("span", { className: "status" });
-    const root = createElement("button", { type: "button", onclick: () => this.onPick(style) },
+    const tile = { thumb, status, picture: null, blob: null };
+    const onclick = () => this.onPick({ style, blob: tile.blob });
+    tile.root = createElement("button", { type: "button", onclick },
       thumb, createElement("span", { className: "caption", textContent: style.name }), status);
-    return { root, thumb, status, picture: null };
+    return tile;
   }
 
   // Jobs are in the order of the styles; a deleted one is missing.
@@ -74,8 +77,8 @@ export class BatchView {
       if (!name || tile.picture === name) return;
       tile.picture = name;
       try {
-        const blob = await getBlob(result ? `${result}?format=webp` : preview, { signal });
-        tile.thumb.replaceChildren(showBlob(blob));
+        tile.blob = await getBlob(result ? `${result}?format=webp` : preview, { signal });
+        tile.thumb.replaceChildren(showBlob(tile.blob));
         tile.root.classList.add("painted");
       } catch { tile.picture = null; }
     });

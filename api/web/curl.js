@@ -1,11 +1,11 @@
 // Builds the curl command that submits a job again, with images that the service has.
 
 import { apiKey, resolveAddress } from "./api.js";
-import { canonicalize, getDefault, getForm } from "./schema.js";
+import { canonicalize, form, getDefault } from "./schema.js";
 
-export async function buildCommand({ input }) {
+export function buildCommand({ input }) {
   const { spec, masks, style_masks, init_image, ...images } = input;
-  const { parameters } = await getForm();
+  const { parameters } = form;
   const isChanged = ([name, value]) => value !== null
     && canonicalize(value) !== canonicalize(getDefault(parameters[name] ?? {}, spec.objective));
   const body = {

@@ -40,7 +40,6 @@ export const setVisible = (element, visible) => { element.hidden = !visible; };
 
 export const setText = (id, text) => { byId(id).textContent = text; };
 
-// Shows an error message, or hides the element if there is none.
 export function showError(element, message = "") {
   element.textContent = message;
   setVisible(element, message);
@@ -56,7 +55,6 @@ export function setValueText(input, text) {
   if (output) output.textContent = text;
 }
 
-// Makes a screen reader say the text, once.
 export function announce(text) {
   if (byId("announcement").textContent !== text) setText("announcement", text);
 }
@@ -93,14 +91,12 @@ export function makeRoving(root) {
   return reset;
 }
 
-// Starts the download of a blob.
 export function downloadBlob(blob, name) {
   const href = URL.createObjectURL(blob);
   createElement("a", { href, download: name }).click();
   setTimeout(() => URL.revokeObjectURL(href), 60_000);  // the browser may still be reading it
 }
 
-// The name of a file that belongs to a job.
 export function nameFile({ id }, type, suffix = "") {
   const extension = type.split(";")[0].replace(/^\w+\//, "").replace("jpeg", "jpg");
   return `impasto-${id.slice(4, 12)}${suffix}.${extension}`;

@@ -124,7 +124,6 @@ export class ParameterForm extends EventTarget {
 
   get hasRegions() { return this.controls.regions?.value === "auto"; }
 
-  // Turns the automatic regions on or off.
   toggleRegions() {
     this.#setValue(this.controls.regions, this.hasRegions ? null : "auto");
     this.notifyChange();

@@ -45,7 +45,8 @@ export class FramePlayer {
   async #showSelected() {
     const { job, blobs } = this;
     const selected = this.selected = Number(byId("frame").value), frame = this.frames[selected];
-    setValueText(byId("frame"), frame ? t("iteration", { n: frame.iteration }) : t("result"));
+    const last = this.frames.at(-1).iteration;
+    setValueText(byId("frame"), frame ? `${frame.iteration}/${last}` : t("result"));
     try {
       const blob = await this.#fetch(selected);
       if (this.job === job && this.selected === selected) this.onFrame(blob);
@@ -55,15 +56,17 @@ export class FramePlayer {
     }
   }
 
-  stop() {
-    this.isPlaying = null;
-    setText("play", t("play"));
+  stop() { this.#setPlaying(null); }
+
+  #setPlaying(run) {
+    this.isPlaying = run;
+    setText("play", run ? "❚❚" : "▶\ufe0e");
+    byId("play").setAttribute("aria-label", t(run ? "pause" : "timelapse"));
   }
 
-  // Plays from the first frame to the result.
   async play() {
-    const run = this.isPlaying = {};
-    setText("play", t("pause"));
+    const run = {};
+    this.#setPlaying(run);
     await Promise.all(this.frames.map((_, i) => this.#fetch(i))).catch(() => {});
     for (let i = 0; i <= this.frames.length && this.isPlaying === run; i++) {
       byId("frame").value = i;

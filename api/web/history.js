@@ -147,7 +147,6 @@ export class History {
     return true;
   }
 
-  // Shows a newer state of a job that the page knows.
   update(job) { if (this.tiles.has(job.id)) this.#addTile(job); }
 
   // Removes the tile of a job that the service does not have.
@@ -156,7 +155,6 @@ export class History {
     this.#update();
   }
 
-  // Marks the tile of the job that the canvas shows.
   setCurrent(id) {
     this.tiles.get(this.current)?.link.removeAttribute("aria-current");
     this.current = id;
@@ -166,9 +164,12 @@ export class History {
   #update() {
     const isEmpty = !this.tiles.size;
     setVisible(byId("history-empty"), isEmpty && !this.isLoading);
+    const isAll = byId("history-filter").value === "all";
+    byId("history-empty").querySelector("p").textContent = t(isAll ? "historyEmpty" : "nothingFound");
     setVisible(byId("history-more"), this.next);
     byId("select").disabled = isEmpty && !this.isSelecting;  // in its place from the beginning
     this.setCurrent(this.current);
+    this.#showActive();
     this.#updateSelection();
   }
 
@@ -190,6 +191,16 @@ export class History {
     const share = job.status === "running" ? job.progress?.value ?? 0 : 0;
     tile.item.style.setProperty("--progress", `${100 * share}%`);
     if (tile.isSeen) this.#showPicture(tile);
+    this.#showActive();
+  }
+
+  #showActive() {
+    const tile = [...this.tiles.values()].find(({ job }) => !hasEnded(job) && getNames(job.id));
+    const link = byId("active-job");
+    setVisible(link, tile);
+    if (!tile) return;
+    link.href = tile.link.href;
+    link.textContent = `${nameStatus(tile.job)} ${describeProgress(tile.job)} · ${titleOf(tile.job.id)} ›`;
   }
 
   #createTile(id) {
@@ -222,7 +233,6 @@ export class History {
     this.tiles.delete(id);
   }
 
-  // Shows a picture that the page has already, under its name.
   showPicture(id, name, blob) {
     const tile = this.tiles.get(id);
     if (tile?.isSeen) setPicture(tile, name, blob);
@@ -247,6 +257,7 @@ export class History {
   remove(ids) {
     const tiles = ids.map((id) => this.tiles.get(id)).filter(Boolean);
     const places = tiles.map(({ item }) => [item, item.nextElementSibling]);
+    const wasCurrent = ids.includes(this.current);
     const hadFocus = tiles.some(({ item }) => item.contains(document.activeElement));
     const neighbor = tiles.at(-1)?.item.nextElementSibling ?? tiles[0]?.item.previousElementSibling;
     for (const id of ids) {
@@ -266,6 +277,7 @@ export class History {
       }
       this.#update();
       tiles[0].link.focus();
+      if (wasCurrent) tiles[0].link.click();
     };
     const finish = async () => {
       try {
@@ -287,7 +299,14 @@ export class History {
     byId("select").addEventListener("click", () => this.#setSelecting(!this.isSelecting));
     this.list.addEventListener("change", () => this.#updateSelection());
     const onClick = (name, action) => byId(`selection-${name}`).addEventListener("click", action);
-    onClick("compare", () => this.onCompare(...this.#picked.map(({ job }) => job.id)));
+    onClick("compare", () => {
+      const ids = this.#picked.map(({ job }) => job.id);
+      this.#setSelecting(false);
+      this.onCompare(...ids);
+    });
+    byId("history").addEventListener("keydown", ({ key }) => {
+      if (key === "Escape" && this.isSelecting) this.#setSelecting(false);
+    });
     onClick("zip", () => this.#downloadZip());
     onClick("delete", () => this.remove(this.#picked.map(({ job }) => job.id)));
   }
@@ -299,6 +318,7 @@ export class History {
     if (!isSelecting) for (const { pick } of this.#picked) pick.checked = false;
     this.list.classList.toggle("selecting", isSelecting);
     byId("select").setAttribute("aria-pressed", isSelecting);
+    setText("select", t(isSelecting ? "done" : "select"));
     setVisible(byId("selection"), isSelecting);
     this.#updateSelection();
   }
@@ -351,10 +371,13 @@ export const nameStatus = (job) => {
   return t(`status.${job.status}`);
 };
 
+const describeProgress = ({ progress }) => (progress ? formatPercent(progress.value) : "");
+
 function describeStatus(job) {
   if (hasExpiredImages(job)) return t("picturesExpired");
-  if (job.status === "running" && job.progress) return formatPercent(job.progress.value);
+  if (job.status === "running" && job.progress) return describeProgress(job);
+  if (job.status === "failed") return t("failed");
   if (job.pinned) return t("keptForever");
   if (job.status !== "succeeded" || !job.expires_at) return nameStatus(job);
-  return t("until", { date: formatDate(job.expires_at, { dateStyle: "medium" }) });
+  return t("until", { date: formatDate(job.expires_at, { month: "short", day: "numeric" }) });
 }

@@ -31,7 +31,6 @@ export class ImagePicker extends EventTarget {
     makeRoving(this.strip);
   }
 
-  // A tile that opens a file input.
   #createSource(className, attributes) {
     const input = createElement("input", {
       type: "file", className, accept: "image/*", hidden: true, ...attributes });
@@ -111,11 +110,14 @@ export class ImagePicker extends EventTarget {
       this.pictures = this.pictures.filter((other) => other !== picture);
       if (!this.hasPictures) this.pictures = previous;
       this.notifyChange();
-      this.showError(`${picture.name}: ${error.message}`);
+      this.showError(t("pictureNamed", { kind: picture.name, name: error.message }));
     }
   }
 
-  showError(message) { showError(this.error, message); }
+  showError(message) {
+    showError(this.error, message);
+    if (message) this.error.scrollIntoView({ block: "nearest" });
+  }
 
   // A tile that is already in the strip stays in place, so that it keeps the focus.
   render() {
@@ -132,6 +134,8 @@ export class ImagePicker extends EventTarget {
     this.status.textContent = failing ? failing.error : text;
     setVisible(this.status, this.status.textContent);
   }
+
+  imageOf(picture) { return this.#renderTile(picture).querySelector("img"); }
 
   #renderTile(picture) {
     const tile = this.tiles.get(picture) ?? this.#createTile(picture);

@@ -1,16 +1,15 @@
 // Registers the service worker, and takes a picture that another program has shared with the
 // installed page: the page gets it as if the user had pasted it.
 
+import { ROOT } from "./api.js";
 import { t } from "./text.js";
 import { showToast } from "./toast.js";
 
-const ROOT = new URL("..", import.meta.url);
 const SHARED_TIMEOUT_MS = 10_000;
 
 // With Trusted Types, the address of a worker must come from a policy. This one knows one address.
-const policy = globalThis.trustedTypes?.createPolicy("service-worker", {
-  createScriptURL: () => new URL("sw.js", ROOT).href,
-}) ?? { createScriptURL: () => new URL("sw.js", ROOT).href };
+const rules = { createScriptURL: () => new URL("sw.js", ROOT).href };
+const policy = globalThis.trustedTypes?.createPolicy("service-worker", rules) ?? rules;
 
 // Browsers have service workers only where the connection is safe: with TLS, or on this machine.
 export function install() {

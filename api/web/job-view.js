@@ -8,13 +8,15 @@ import {
   announce, byId, downloadBlob, nameFile, setText, setValueText, setVisible,
   showBlob, showError,
 } from "./dom.js";
+import { labelOf, nameValue } from "./form.js";
 import { FramePlayer } from "./frames.js";
 import { nameStatus, titleOf } from "./history.js";
 import { followJob, hasEnded, hasExpiredImages } from "./job-stream.js";
 import { shrinkForScreen } from "./picture.js";
 import { retry } from "./retry.js";
+import { form } from "./schema.js";
 import { createKey } from "./submit-view.js";
-import { formatDate, formatDuration, formatNumber, formatPercent, t, tOr } from "./text.js";
+import { describeError, formatDate, formatDuration, formatNumber, formatPercent, t } from "./text.js";
 import { showToast } from "./toast.js";
 
 const PREVIEW_TIMEOUT_SECONDS = 60;
@@ -43,7 +45,7 @@ export class JobView {
     onClick("as-photo", () => this.onReuse(this.job, "photo"));
     onClick("as-style", () => this.onReuse(this.job, "style"));
     onClick("another", () => this.#retry({ spec: { seed: createSeed() } }));
-    onClick("continue", () => this.#retry({ continue: true }));
+    onClick("continue", () => this.#continue());
     onClick("pin", () => this.#change("PATCH", this.job.links.self, { pinned: !this.job.pinned }));
     onClick("delete", () => this.onDelete(this.job));
     onClick("show-command", () => this.#showCommand());
@@ -167,6 +169,7 @@ export class JobView {
     const title = nameStatus(job), status = isStopping ? t("status.stopping") : title;
     setText("status", status);
     setText("details", isStopping ? t("stoppingHint") : describeJob(job));
+    byId("details").classList.toggle("error", Boolean(job.error));
     setText("settings", describeSettings(job));
     setText("retention", describeRetention(job));
     const isRunning = job.status === "running";
@@ -194,20 +197,24 @@ export class JobView {
     const isOver = hasEnded(job), hasResult = Boolean(job.links.result);
     const hasPicture = Boolean(job.progress && job.links.preview);
     setVisible(byId("running-controls"), !isOver);
-    for (const id of ["stop", "cancel"]) byId(id).disabled = job.cancel_requested;
-    setVisible(byId("stop"), hasPicture);
+    byId("cancel").disabled = job.cancel_requested;
+    byId("stop").disabled = job.cancel_requested || !hasPicture;
     this.#showStopSize(job, hasPicture && !isOver);
     const canNotify = "Notification" in window && isSecureContext && Notification.permission !== "denied";
     setVisible(byId("notify"), canNotify && !isOver);
     byId("notify").setAttribute("aria-pressed", Boolean(this.notifyId === job.id));
     setVisible(byId("result-controls"), isOver && hasResult);
     setVisible(byId("ended-controls"), isOver);
-    for (const id of ["as-photo", "as-style", "pin"]) setVisible(byId(id), hasResult);
+    for (const id of ["as-photo", "as-style", "pin", "share"]) setVisible(byId(id), hasResult);
     const canReuse = !hasExpiredImages(job);
     for (const id of ["reuse", "another"]) setVisible(byId(id), canReuse);
+    setText("another", t(hasResult ? "another" : "tryAgain"));
+    byId("another").classList.toggle("primary", !hasResult);
     const isEarly = isOver && hasResult && job.status !== "succeeded";
-    setVisible(byId("continue-control"), isEarly);
-    if (isEarly) setText("continue-hint", t("continueHint", { size: job.input.spec.size }));
+    const isDraft = isOver && hasResult && !isEarly && job.input.spec.quality === "draft";
+    setVisible(byId("continue-control"), isEarly || isDraft);
+    setText("continue", t(isDraft ? "paintLarge" : "continue"));
+    setText("continue-hint", t(isDraft ? "draftHint" : "continueHint", { size: job.input.spec.size }));
     byId("pin").setAttribute("aria-pressed", job.pinned);
     const canUpdate = job.progress && !isOver && !job.cancel_requested && !this.isSpecLocked;
     setVisible(byId("strength-control"), canUpdate);
@@ -319,11 +326,21 @@ export class JobView {
     this.onCreated(await retry(send, { onError: this.showError }), job);
   }
 
+  // Goes on from a painting that was finished early, or repeats a draft in full quality.
+  #continue() {
+    const { status, input: { spec } } = this.job, { size, quality } = form.parameters;
+    if (status !== "succeeded") return this.#retry({ continue: true });
+    return this.#retry({
+      spec: { quality: quality.default, size: Math.max(spec.size, size.default) } });
+  }
+
+  // The picture as it is shown, without a request where possible: a browser lets the page share
+  // only for a short time after a click.
   async #encode(format) {
-    const isBlended = byId("blend").value < 100 && this.viewer.hasPhoto;
-    return isBlended
-      ? this.viewer.encodeBlend(`image/${format}`)
-      : getBlob(`${this.job.links.result}?format=${format}`);
+    const { viewer, job } = this, type = `image/${format}`;
+    if (byId("blend").value < 100 && viewer.hasPhoto) return viewer.encodeBlend(type);
+    const isShown = this.picture === job.outputs[0].id && viewer.result.type === type;
+    return isShown ? viewer.result : getBlob(`${job.links.result}?format=${format}`);
   }
 
   async #download() {
@@ -362,12 +379,17 @@ export class JobView {
   #notify(job) {
     if (this.notifyId !== job.id || !document.hidden) return;
     this.notifyId = null;
-    const notification = new Notification(nameStatus(job), { body: titleOf(job.id), tag: job.id });
-    notification.onclick = () => { window.focus(); notification.close(); };
+    const title = nameStatus(job), options = { body: titleOf(job.id), tag: job.id, data: location.href };
+    try {
+      const notification = new Notification(title, options);
+      notification.onclick = () => { window.focus(); notification.close(); };
+    } catch {  // Android allows only the service worker to notify
+      navigator.serviceWorker?.ready.then((worker) => worker.showNotification(title, options));
+    }
   }
 
-  async #showCommand() {
-    setText("command", await buildCommand(this.job));
+  #showCommand() {
+    setText("command", buildCommand(this.job));
     setText("copy", t("copy"));
     byId("command-dialog").showModal();
   }
@@ -377,7 +399,7 @@ const createSeed = () => crypto.getRandomValues(new Uint32Array(1))[0];
 
 function describeJob(job) {
   const output = job.outputs[0];
-  if (job.error) return tOr(`code.${job.error.code}`, job.error.message);
+  if (job.error) return describeError(job.error.code, job.error.message);
   if (hasExpiredImages(job)) return t("picturesDeleted");
   if (job.status === "queued") return describeQueue(job.queue ?? {});
   if (job.status === "running") return "";
@@ -394,7 +416,9 @@ function describeSettings({ input: { spec, masks }, progress }) {
     t("settings.strength", { percent: formatPercent(spec.strength) }),
     t("settings.brush", { scale: formatNumber(spec.style_scale, 2) }),
     t("sizePx", { size: spec.size }),
-    ...["quality", "preserve_color"].map((name) => tOr(`settings.${name}.${spec[name]}`, "")),
+    ...["quality", "preserve_color"]
+      .filter((name) => spec[name] !== form.parameters[name].default)
+      .map((name) => t("pictureNamed", { kind: labelOf(name), name: nameValue(name, spec[name]) })),
     masks.length ? t("settings.masks") : "",
     progress?.style_crops?.some(Boolean) ? t("settings.frameLeftOut") : "",
   ];
@@ -404,7 +428,7 @@ function describeSettings({ input: { spec, masks }, progress }) {
 // start_seconds is null while no worker runs, and missing if nothing is known.
 function describeQueue({ position, start_seconds: start, waits_for: missing }) {
   if (missing) return t(missing === "pool" ? "queue.noPool" : "queue.noMemory");
-  if (start === null) return t("queue.noWorker", { n: position ?? 0 });
+  if (start === null) return t("queue.noWorker");
   const duration = start ? formatDuration(start) : "";
   if (!position) return duration ? t("queue.nextIn", { duration }) : t("queue.next");
   return duration ? t("queue.aheadIn", { n: position, duration }) : t("queue.ahead", { n: position });

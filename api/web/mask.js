@@ -3,7 +3,7 @@
 
 import { getBlob } from "./api.js";
 import {
-  announce, byId, createElement, encodeCanvas, setValueText, setVisible, showError,
+  announce, byId, createElement, encodeCanvas, setText, setValueText, setVisible, showError,
 } from "./dom.js";
 import { Picture } from "./picture.js";
 import { t } from "./text.js";
@@ -51,11 +51,19 @@ export class MaskEditor extends EventTarget {
       event.preventDefault();
       byId(event.shiftKey ? "mask-redo" : "mask-undo").click();
     });
-    const showWidth = () =>
+    const showWidth = () => {
       setValueText(byId("brush-width"), t("percent", { n: byId("brush-width").value }));
+      this.#setBrush();
+    };
     byId("brush-width").addEventListener("input", showWidth);
     showWidth();
     this.#addBrush();
+  }
+
+  // The brush's diameter is a share of the longer side; the style sheet draws it.
+  #setBrush() {
+    const percent = byId("brush-width").value * Math.max(1, 1 / this.getRatio());
+    byId("mask-layer").style.setProperty("--brush", `${percent}%`);
   }
 
   get hasMasks() { return this.style.pictures.some((picture) => this.canvases.has(picture)); }
@@ -64,6 +72,7 @@ export class MaskEditor extends EventTarget {
     this.isOpen = true;
     [this.selected] = this.style.pictures;
     this.render();
+    this.notifyChange();
     byId("mask-layer").focus();
   }
 
@@ -92,6 +101,8 @@ export class MaskEditor extends EventTarget {
     setVisible(byId("mask-tools"), this.isOpen);
     setVisible(byId("mask-layer"), this.isOpen);
     byId("open-mask").setAttribute("aria-pressed", this.isOpen);
+    setText("mask-hint", t("maskHint", { style: this.selected?.name }));
+    this.#setBrush();
     const names = pictures.filter((picture) => this.canvases.has(picture)).map(({ name }) => name);
     byId("mask-state").textContent = names.length
       ? t("maskOn", { names: new Intl.ListFormat(document.documentElement.lang).format(names) }) : "";
@@ -152,7 +163,6 @@ export class MaskEditor extends EventTarget {
     this.render();
   }
 
-  // Remembers the state before a change, so that it can be undone.
   #remember() {
     this.done = [...this.done.slice(1 - MAX_UNDO), this.#copyState()];
     this.undone = [];
@@ -242,7 +252,7 @@ export class MaskEditor extends EventTarget {
       moveTo(locate(event), true, locate(event));
     });
     layer.addEventListener("pointermove", (event) => {
-      if (layer.hasPointerCapture(event.pointerId)) moveTo(locate(event), true);
+      moveTo(locate(event), layer.hasPointerCapture(event.pointerId));
     });
     layer.addEventListener("pointerup", () => this.notifyChange());
     layer.addEventListener("keydown", (event) => {
@@ -284,7 +294,6 @@ export class MaskEditor extends EventTarget {
     this.render();
   }
 
-  // The masks as blobs, null for a style without one.
   toBlobs() {
     return Promise.all(this.style.pictures.map((picture) =>
       (this.canvases.has(picture) ? encodeCanvas(this.canvases.get(picture)) : null)));

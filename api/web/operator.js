@@ -19,6 +19,8 @@ const formatBytes = (bytes) => (bytes < 1e9
 const formatTime = (text) => (text ? new Date(text).toLocaleString(language) : tr("never"));
 const nameOwner = (id) => names[id] ?? id;
 
+const join = (parts) => parts.join(language === "en" ? ", " : "，");
+
 function formatSeconds(seconds) {
   if (seconds === null) return "–";
   if (seconds < 90) return tr("{n} s", { n: seconds.toFixed(seconds < 10 ? 1 : 0) });
@@ -30,10 +32,10 @@ function formatSeconds(seconds) {
 
 apiKey.onRequired((wasRefused) => askForKey(wasRefused
   ? tr("This key is not valid. Enter the key of an operator.")
-  : tr("Enter the key of an operator: impasto keys create NAME --admin makes one.")));
+  : ""));
 
 function askForKey(text) {
-  setText("key-message", text);
+  showError(byId("key-error"), text);
   setVisible(byId("key-form"), true);
   setVisible(byId("service"), false);
   byId("key").focus();
@@ -182,10 +184,10 @@ function showStatus(status) {
     className: suspension ? "suspended" : "",
     cells: [
       id || name, info ? `${info.device}, ${info.precision}` : suspension?.device ?? "",
-      info?.network ?? "", info?.max_size_px ? `${info.max_size_px} px` : "",
-      pools.map((pool) => pool || tr("all")).join(", "), describeState(suspension, name),
-      job ? `${job}, ${nameOwner(owner)}` : tr("idle"),
-      progress === null ? "" : `${Math.round(100 * progress)} %`,
+      info?.network ?? "", info?.max_size_px ? tr("{n} px", { n: info.max_size_px }) : "",
+      join(pools.map((pool) => pool || tr("all"))), describeState(suspension, name),
+      job ? join([job, nameOwner(owner)]) : tr("idle"),
+      progress === null ? "" : `${Math.round(100 * progress)}${language === "en" ? " " : ""}%`,
     ],
   })), (row) => {
     const [id] = row.split(" ");
@@ -204,7 +206,8 @@ function describeState(suspension, name) {
     paused: tr("paused"), out_of_service: tr("out of service"),
     draining: name ? tr("draining") : tr("drained"),
   };
-  return states[kind] + (reason ? `: ${reason}` : "");
+  const state = states[kind];
+  return reason ? tr("{state}: {reason}", { state, reason: tr(reason) }) : state;
 }
 
 function showQueue({ jobs, total }) {
@@ -213,7 +216,7 @@ function showQueue({ jobs, total }) {
     id: job.id,
     cells: [
       String(job.position + 1), job.id, nameOwner(job.owner), tr(job.priority),
-      job.size ? `${job.size} px` : "", formatSeconds(Math.max(0, (now - Date.parse(job.created_at)) / 1000)),
+      job.size ? tr("{n} px", { n: job.size }) : "", formatSeconds(Math.max(0, (now - Date.parse(job.created_at)) / 1000)),
     ],
   })), (id) => [
     createButton("First", id, () => act(`jobs/${id}/move`, { to: "first" })),
@@ -246,9 +249,9 @@ function showKeys({ keys, limits }) {
     id: key.id,
     className: key.revoked ? "revoked" : "",
     cells: [
-      key.name, key.id, [tr(key.priority), key.pool, key.admin && tr("operator")].filter(Boolean).join(", "), formatTime(key.last_used_at),
+      key.name, key.id, join([tr(key.priority), key.pool, key.admin && tr("operator")].filter(Boolean)), formatTime(key.last_used_at),
       formatNumber(usage.queued), formatNumber(usage.running), formatNumber(usage.jobs),
-      `${formatNumber(usage.uploads)}, ${formatBytes(usage.upload_bytes)}`,
+      join([formatNumber(usage.uploads), formatBytes(usage.upload_bytes)]),
     ],
   })), (id) => [createSafeButton("Revoke", id, () => revoke(id))]);
   for (const { key } of keys) {

@@ -2,7 +2,7 @@
 
 import { getBlob, upload } from "./api.js";
 import { createElement, encodeCanvas, hideBlob, showBlob } from "./dom.js";
-import { getForm } from "./schema.js";
+import { form } from "./schema.js";
 import { formatPercent, t, tOr } from "./text.js";
 
 const MAX_SIDE = 4096;  // of a picture that this page makes smaller to upload it
@@ -23,7 +23,7 @@ export class Picture {
   // thumbnail: see createThumbnail.
   static fromSample({ name, title, words, width, height }, address, thumbnail) {
     return Object.assign(new Picture(null, tOr(`sample.${name}`, title)), {
-      source: name, words, width, height, address, thumbnail });
+      source: name, words: tOr(`sample.${name}.words`, words), width, height, address, thumbnail });
   }
 
   // An image that the service already has.
@@ -34,10 +34,16 @@ export class Picture {
     return Object.assign(picture, { digest, width, height });
   }
 
-  // Makes the picture that the page shows, once.
   prepare() {
     this.preparing ??= shrinkForScreen(this.file).then((blob) => { this.screen = blob; });
     return this.preparing;
+  }
+
+  // The name for titles: "the_scream.jpg" is "The scream".
+  get title() {
+    const name = this.name.replace(/\.(jpe?g|png|webp|heic|avif|tiff?|gif|bmp)$/i, "");
+    const words = name.replace(/[\s_-]+/g, " ").trim() || name;
+    return words[0].toUpperCase() + words.slice(1);
   }
 
   get isReady() { return Boolean(this.digest || this.source); }
@@ -66,8 +72,7 @@ export class Picture {
     if (this.digest) return this.digest;
     if (this.source) this.file ??= await getBlob(this.address);
     await this.file.slice(0, 1).arrayBuffer().catch(() => { throw new Error(t("cannotBeRead")); });
-    const { max_file_bytes: maxBytes } = (await getForm()).limits;
-    const { id, width, height } = this.file.size > maxBytes
+    const { id, width, height } = this.file.size > form.limits.max_file_bytes
       ? await this.#send(await this.#shrink())
       : await this.#send(this.file).catch(async (error) => {
         if (!["unsupported_image", "image_too_large"].includes(error.code)) throw error;

@@ -1,21 +1,8 @@
-// The parameters, options, presets and limits of the service, as it reports them. None is defined
-// here. The service puts them into the document; elsewhere they are fetched once.
-
-import { getJson } from "./api.js";
-
-let form = null;
+// The parameters, options, presets and limits of the service. None is defined here: the service puts
+// them into the document.
 
 // {parameters: {size: {…}, …}, options: {priority: {…}, …}, presets: […], limits: {…}}.
-export function getForm() {
-  const inDocument = document.getElementById("form")?.textContent;
-  form ??= inDocument
-    ? Promise.resolve(JSON.parse(inDocument))
-    : getJson("v1/form").catch((error) => {
-      form = null;  // the next call tries again
-      throw error;
-    });
-  return form;
-}
+export const form = JSON.parse(document.getElementById("form").textContent);
 
 // The default of a parameter; it may depend on the objective.
 export const getDefault = (schema, objective) =>

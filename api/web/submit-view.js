@@ -10,7 +10,7 @@ import { ImagePicker } from "./image-picker.js";
 import { MaskEditor } from "./mask.js";
 import { Picture } from "./picture.js";
 import { retry } from "./retry.js";
-import { getForm } from "./schema.js";
+import { form } from "./schema.js";
 import { StyleWeights } from "./style-weights.js";
 import { t } from "./text.js";
 import { createThumbnail } from "./thumbnail.js";
@@ -29,8 +29,7 @@ export class SubmitView {
     // The first screen needs no request for an estimate: it comes with the first sign of the user.
     this.isInUse = false;
     this.photo = new ImagePicker(byId("photo"), { kind: "photo" });
-    // There is no maximum until the service reports it.
-    this.style = new ImagePicker(byId("style"), { kind: "style", max: Infinity });
+    this.style = new ImagePicker(byId("style"), { kind: "style", max: form.limits.max_styles });
     this.pickers = [this.photo, this.style];
     this.styleWeights = new StyleWeights(byId("style-weights"), this.style);
     this.masks = new MaskEditor(this.photo, this.style, () => viewer.ratio);
@@ -38,6 +37,7 @@ export class SubmitView {
     this.parameters = null;
     this.initImage = null;  // the digest of an earlier job's initial image
     this.styleMasks = new Map();  // the digests of an earlier job's, by style
+    this.draft = null;  // {photo, style, blob} of "Try all" that the user has picked
     byId("mix-styles").addEventListener("click", () => this.setMixing(!this.style.isMixing));
     byId("try-all").addEventListener("click", onTryAll);
     byId("auto-regions").addEventListener("click", () => this.parameters.toggleRegions());
@@ -58,11 +58,14 @@ export class SubmitView {
       source.addEventListener("change", () => this.update());
     }
     for (const picker of this.pickers) {
-      picker.addEventListener("uploaded", () => { this.updateEstimate(); this.#save(); });
+      picker.addEventListener("uploaded", () => {
+        this.showPicture();
+        this.updateEstimate();
+        this.#save();
+      });
     }
   }
 
-  // Shows the editor.
   async open() {
     this.isOpen = true;
     this.showPicture();
@@ -70,42 +73,30 @@ export class SubmitView {
     this.updateEstimate();
   }
 
-  // Loads what the service reports, once, and repeats while it does not answer.
-  async load() {
-    const onError = (message) => showError(byId("service-error"), message);
-    this.loading ??= retry(() => this.#load(), { onError });
-    try {
-      await this.loading;
-    } catch (error) {
-      this.loading = null;
-      onError(error.message);
-      throw error;
-    }
-  }
+  // Fills the form, once, with what the service reports and with the draft.
+  load() { return this.loading ??= this.#load(); }
 
   close() {
     this.isOpen = false;
     this.masks.close();
-    for (const id of ["welcome", "mask-overlay"]) setVisible(byId(id), false);
+    for (const id of ["welcome", "mask-overlay", "style-card"]) setVisible(byId(id), false);
   }
 
-  // Fetches everything before it adds anything to the page: a retry must not add it twice.
   async #load() {
-    const schema = await getForm(), gallery = JSON.parse(byId("gallery").textContent);
-    this.style.max = schema.limits.max_styles;
-    const rows = gallery.length + schema.presets.length + 1;  // with the standard
+    const gallery = JSON.parse(byId("gallery").textContent), { presets, limits } = form;
+    const rows = gallery.length + presets.length + 1;  // with the standard
     gallery.forEach((entry, row) => { entry.thumbnail = { row, rows }; });
     const ofKind = (kind) => gallery.filter((entry) => entry.kind === kind).map((entry) =>
       Picture.fromSample(entry, sampleAddress(`${entry.name}.jpg`), entry.thumbnail));
-    this.parameters = new ParameterForm(byId("main-parameters"), byId("more-parameters"), schema);
+    this.parameters = new ParameterForm(byId("main-parameters"), byId("more-parameters"), form);
     this.photo.setSamples(ofKind("photo"));
     this.style.setSamples(ofKind("painting"));
-    this.parameters.showPresets(byId("presets"), schema.presets, gallery.length);
-    this.parameters.showLimits(byId("job-limits"), schema.limits);
-    setVisible(byId("auto-regions"), schema.parameters.regions);
+    this.parameters.showPresets(byId("presets"), presets, gallery.length);
+    this.parameters.showLimits(byId("job-limits"), limits);
+    setVisible(byId("auto-regions"), form.parameters.regions);
     const empty = EMPTY_PRESETS.map((i) => createThumbnail({ row: gallery.length + i, rows }));
     byId("history-empty").prepend(...empty);
-    if (!this.isReused) await this.#restoreDraft();
+    if (!this.isReused) await this.#restoreDraft().catch(() => {});  // a damaged one
     this.parameters.addEventListener("change", () => this.update());
     this.update();
     this.isLoaded = true;
@@ -152,12 +143,22 @@ export class SubmitView {
       const name = t("photoInStyle", { photo: photo.name, style: style.name });
       viewer.showPainting(sampleAddress(`${photo.source}-${style.source}.webp`), name, {
         isFinal: false }).then(() => this.#reveal());
+    } else if (this.draft?.photo === photo && this.draft.style === style) {
+      viewer.showPainting(this.draft.blob, t("pictureSoFar"), { isFinal: false });
     } else viewer.removePainting();
+    this.#showStyleCard(!isSample && !this.masks.isOpen);
     setVisible(byId("welcome"), photo.source && !this.masks.isOpen);
     setText("canvas-title", photo.source && !this.pictures.some((one) => one.digest)
       ? t("tagline") : t("photoInStyle", {
-        photo: nameWithoutType(photo), style: this.style.pictures.map(nameWithoutType).join(" + ") }));
+        photo: photo.title, style: this.style.pictures.map(({ title }) => title).join(" + ") }));
     this.masks.render();
+  }
+
+  // Shows the chosen styles in a corner of a photo whose painting does not exist yet.
+  #showStyleCard(isShown) {
+    const images = this.style.pictures.map((style) => this.style.imageOf(style).cloneNode());
+    byId("style-card").replaceChildren(...images.map((image) => Object.assign(image, { alt: "" })));
+    setVisible(byId("style-card"), isShown);
   }
 
   // Once per visit.
@@ -190,7 +191,7 @@ export class SubmitView {
     if (this.isSending || !this.isLoaded) return;
     this.isSending = byId("submit-job").disabled = true;
     try {
-      const [photo, ...styles] = this.pictures.map(nameWithoutType);
+      const [photo, ...styles] = this.pictures.map(({ title }) => title);
       const job = await this.#send(this.pictures, this.options);
       setNames(job.id, { content: photo, styles });
       this.onSubmitted(job);
@@ -236,7 +237,6 @@ export class SubmitView {
     }
   }
 
-  // Takes the result of a job as photo or as style.
   async useResult(job, kind) {
     await this.load();
     const result = await Picture.fromDigest(job.outputs[0].id, t("myResult"));
@@ -318,5 +318,3 @@ export function showTab(name) {
     button.setAttribute("aria-pressed", button.dataset.tab === name);
   }
 }
-
-const nameWithoutType = ({ name }) => name.replace(/\.(jpe?g|png|webp|heic|avif|tiff?|gif|bmp)$/i, "");

@@ -3,7 +3,6 @@
 import { deviceStorage } from "./storage.js";
 
 const STORAGE_NAME = "impasto language";
-// Names for the switch.
 const LANGUAGES = { en: "English", "zh-CN": "中文" };
 
 const supported = (tag) => (/^zh\b/i.test(tag) ? "zh-CN" : /^en\b/i.test(tag) && "en");
@@ -25,7 +24,6 @@ export function t(key, values = {}) {
   return (dictionary[key] ?? key).replace(/\{(\w+)\}/g, (_, name) => values[name] ?? "");
 }
 
-// Lets a button switch to the other language; the page is loaded again.
 export function addLanguageSwitch(button) {
   const other = Object.keys(LANGUAGES).find((name) => name !== language);
   Object.assign(button, { textContent: LANGUAGES[other], lang: other });
@@ -35,20 +33,22 @@ export function addLanguageSwitch(button) {
   });
 }
 
-// Returns the text of a key, or the other text if the dictionary does not have the key. {detail}
-// in the text is the other text.
-export const tOr = (key, other) => (key in dictionary ? t(key, { detail: other }) : other);
+// Returns the text of a key, or the other text if the dictionary does not have the key.
+export const tOr = (key, other) => (key in dictionary ? t(key) : other);
+
+// Returns the text of an error: by its code, else what the service says. A text may contain that.
+export const describeError = (code, detail) =>
+  t(`code.${code}` in dictionary ? `code.${code}` : "serviceSays", { detail });
 
 // Fills elements that name a key: data-text for the content, data-label for aria-label and
 // data-tip for the title.
-export function translatePage(root = document) {
-  for (const element of root.querySelectorAll("[data-text]")) {
-    element.textContent = t(element.dataset.text);
+export function translatePage() {
+  for (const element of document.querySelectorAll("[data-text], [data-label], [data-tip]")) {
+    const { text, label, tip } = element.dataset;
+    if (text) element.textContent = t(text);
+    if (label) element.ariaLabel = t(label);
+    if (tip) element.title = t(tip);
   }
-  for (const element of root.querySelectorAll("[data-label]")) {
-    element.setAttribute("aria-label", t(element.dataset.label));
-  }
-  for (const element of root.querySelectorAll("[data-tip]")) element.title = t(element.dataset.tip);
   document.documentElement.lang = language;
 }
 

@@ -57,7 +57,6 @@ export class Viewer {
     this.render();
   }
 
-  // Removes the painting, so that the photo is seen.
   removePainting() {
     this.result = null;
     hideBlob(this.after);
@@ -173,13 +172,16 @@ export class Viewer {
     stage.classList.toggle("pixelated", this.zoom > Math.max(1.001, 2 * this.fullZoom));
     const isFull = Math.abs(this.zoom / this.fullZoom - 1) < 0.01 && this.zoom !== 1;
     byId("zoom").setAttribute("aria-pressed", isFull);
-    setText("zoom-level", formatPercent(this.zoom / this.fullZoom));
+    setText("zoom-level", this.zoom === 1 ? t("fit") : formatPercent(this.zoom / this.fullZoom));
+    byId("zoom-out").setAttribute("aria-disabled", this.zoom === 1);
     setVisible(byId("viewer-tools"), this.hasPainting || this.hasPhoto);
     setVisible(byId("hold"), isCompared && !this.isSplit);
     setVisible(byId("side-by-side"), isCompared);
     byId("side-by-side").setAttribute("aria-pressed", this.isSplit);
     setValueText(this.divider, t("dividerValue", { percent: formatPercent(share) }));
-    setValueText(this.blend, formatPercent(this.blend.value / 100));
+    const original = 1 - this.blend.value / 100;
+    setValueText(this.blend, original
+      ? t("blendShare", { percent: formatPercent(original) }) : t("blendNone"));
     this.onRender?.();
   }
 

@@ -125,6 +125,13 @@ def test_a_file_that_is_no_image_is_refused_and_a_hostile_file_name_is_shown_as_
     )
     expect(page.locator("#style .own")).to_have_count(0)
     expect(page.locator("#style [aria-pressed=true] .name")).to_have_text("Brush strokes")
+    page.set_viewport_size({"width": 375, "height": 667})
+    page.set_input_files("#photo input.files", image_files["not an image.png"])
+    error = page.locator("#photo .error")
+    expect(error).to_be_visible()
+    box = error.bounding_box()
+    assert box["y"] + box["height"] <= page.locator(".action-bar").bounding_box()["y"]
+    page.set_viewport_size({"width": 1280, "height": 800})
 
     choose_files(page, hostile, hostile)
     expect(page.locator("#photo .own .name")).to_have_text(hostile.name)
@@ -152,39 +159,6 @@ def test_a_parameter_out_of_range_is_shown_and_a_hidden_field_does_not_block_the
     page.fill("#parameter-iterations", "2")
     page.click("#submit-job")
     page.wait_for_url(re.compile("/j/job_"))
-    expect_end(page)
-
-
-def _remove_form(route: Any) -> None:
-    """Answer with the document without the form, as a service that does not know it."""
-    response = route.fetch()
-    body = re.sub('(?<=id="form">).*?(?=</script>)', "", response.text())
-    route.fulfill(response=response, body=body)
-
-
-def test_what_fails_while_the_page_opens_is_fetched_again_and_added_once(
-    open_page: OpenPage,
-) -> None:
-    """The same holds where the browser forbids storage."""
-    page = open_page("/livez")
-    page.add_init_script(
-        "for (const name of ['localStorage', 'sessionStorage'])"
-        "  Object.defineProperty(window, name, {"
-        "    get() { throw new DOMException('no', 'SecurityError'); } });"
-    )
-    page.route(re.compile("[0-9]/$"), _remove_form)
-    page.route("**/v1/form", lambda route: route.abort(), times=2)
-    page.goto("/")
-    expect(page.locator("#service-error")).to_contain_text("keeps trying")
-    expect(page.locator("#presets button").first).to_be_visible()
-    expect(page.locator("#service-error")).to_be_hidden()
-
-    assert [
-        page.locator(selector).count()
-        for selector in ("#parameter-size", "#photo .sample", "#style .sample")
-    ] == [1, 2, 8]
-    choose_examples(page)
-    submit_job(page)
     expect_end(page)
 
 

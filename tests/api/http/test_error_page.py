@@ -16,7 +16,7 @@ from core.config import Settings
 BROWSER = {"Accept": "text/html,application/xhtml+xml,application/xml;q=0.9,image/webp,*/*;q=0.8"}
 
 
-@pytest.mark.parametrize("path", ["/nowhere", "/a/b/c", "/v1/nothing", "/web-0/app.js"])
+@pytest.mark.parametrize("path", ["/nowhere", "/a/b/c", "/v1/nothing", "/web-0/gone.jpg"])
 def test_a_browser_gets_a_page_and_a_program_the_problem(client: TestClient, path: str) -> None:
     page = client.get(path, headers=BROWSER)
 
@@ -32,7 +32,9 @@ def test_a_browser_gets_a_page_and_a_program_the_problem(client: TestClient, pat
 def test_the_page_may_load_its_style_and_nothing_else(client: TestClient) -> None:
     policy = client.get("/nowhere", headers=BROWSER).headers["content-security-policy"]
 
-    assert policy.startswith("default-src 'none'; style-src 'self'; img-src 'self'; base-uri")
+    assert policy.startswith(
+        "default-src 'none'; style-src 'self'; img-src 'self'; font-src 'self'; base-uri"
+    )
     assert "script" not in policy
 
 
