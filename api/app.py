@@ -21,6 +21,7 @@ from api.http import problems
 from api.job_feed import JobFeed
 from api.middleware import host_guard, security_headers
 from api.middleware.access_log import AccessLog
+from api.middleware.admission import Admission
 from api.middleware.auth import ApiKeyCache, Authentication
 from api.middleware.head import HeadRequests
 from api.middleware.host_guard import HostGuard
@@ -45,6 +46,7 @@ from api.routes import (
 )
 from api.routes.web import add_page
 from api.settings import ApiSettings
+from api.submissions.pictures import decoders
 from core import errors, tracing
 from core.auth.api_keys import ApiKeyStore
 from core.celery_app import make_celery, notify_workers
@@ -189,6 +191,7 @@ def _add_middleware(
 ) -> None:
     """Add all middleware, from the inside out."""
     app.add_middleware(HeadRequests)
+    app.add_middleware(Admission, decoders=decoders, max_wait_seconds=own.max_wait_seconds)
     app.add_middleware(authenticate)
     names = host_guard.resolve_host_names(own.host, own.allowed_hosts)
     app.add_middleware(HostGuard, names=names, origins=own.cors_origins)

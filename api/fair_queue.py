@@ -56,7 +56,8 @@ class FairQueue:
         max_waiting_per_caller: int = MAX_WAITING_PER_CALLER,
     ) -> None:
         """things: what waits, for messages. slots_per_caller: None for all."""
-        self._things = things
+        self._things, self.slots = things, slots
+        self.ended = 0  # turns so far, also those that were not needed
         self._free, self._slots_per_caller = slots, slots_per_caller or slots
         self._wait_seconds = wait_seconds
         self._max_waiting, self._max_waiting_per_caller = max_waiting, max_waiting_per_caller
@@ -80,6 +81,10 @@ class FairQueue:
             yield
         finally:
             self._end_turn(waiter.caller)
+
+    def skip_turn(self) -> None:
+        """Count a turn that is not needed, because its work is known to be done."""
+        self.ended += 1
 
     async def _wait_for_turn(self, waiter: Waiter) -> None:
         turn = self._join(waiter.caller)
@@ -142,6 +147,7 @@ class FairQueue:
 
     def _end_turn(self, caller: str) -> None:
         self._free += 1
+        self.ended += 1
         self._running[caller] -= 1
         if not self._running[caller]:
             del self._running[caller]

@@ -63,6 +63,11 @@ _store_call = Histogram(
 _store_errors = Counter(
     "impasto_store_errors_total", "Calls of the store that have failed.", registry=REQUESTS
 )
+_refused_submissions = Counter(
+    "impasto_submissions_refused_total",
+    "Submissions that were refused because they would have waited too long.",
+    registry=REQUESTS,
+)
 METHODS = frozenset({"GET", "HEAD", "POST", "PATCH", "DELETE", "OPTIONS"})
 
 
@@ -93,6 +98,11 @@ def _children(method: str, route: str, status: int) -> tuple[Counter, Histogram]
 def record_slot_wait(work: str, seconds: float) -> None:
     """Count a request that has waited for a slot. work: what for."""
     _slot_wait.labels(work).observe(seconds)
+
+
+def record_refused_submission() -> None:
+    """Count a submission that admission control has refused."""
+    _refused_submissions.inc()
 
 
 def record_store_call(function: str, seconds: float, has_succeeded: bool) -> None:

@@ -72,6 +72,12 @@ class ApiSettings(BaseSettings):
     max_jobs_per_caller: int = Field(
         2_000, ge=1, description="Jobs of one caller that may be queued or running; more get 429."
     )
+    max_wait_seconds: float = Field(
+        1.0,
+        gt=0,
+        le=600,
+        description="Seconds that a submission may have to wait for its turn; more get 503.",
+    )
     max_streams_per_caller: int = Field(
         200,
         ge=1,

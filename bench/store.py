@@ -8,12 +8,13 @@ cost that grows.
 """
 
 import gc
+import json
 import statistics
 import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -30,9 +31,47 @@ from core.jobs.store import WORKER_TTL_MS, JobStore
 from core.redis_client import PREFIX
 from core.style.spec import StyleSpec
 
-OWNER, DAY_MS, BATCH, ROUNDS = "anna", 86_400_000, 2000, 300
+OWNER, DAY_MS, BATCH, ROUNDS = "anna", 86_400_000, 500, 300
 INDEX_READ = "zrevrangebyscore"
 LANE, OTHER_LANE = "/512", "team=a/512"  # half of the queued jobs are of another pool
+_LETTERS = str.maketrans("0189", "abcd")  # ids have no such digits
+# Runs in the server, where a million records take half a minute; a client's commands take ten.
+_WRITE = """
+local p, owners, fields, lanes = ARGV[1], cjson.decode(ARGV[2]), cjson.decode(ARGV[3]),
+  cjson.decode(ARGV[4])
+local letters = { ['0'] = 'a', ['1'] = 'b', ['8'] = 'c', ['9'] = 'd' }
+local is_queued
+for i = 1, #fields, 2 do
+  is_queued = is_queued or (fields[i] == 'status' and fields[i + 1] == 'queued')
+end
+for number = tonumber(ARGV[5]), tonumber(ARGV[6]), tonumber(ARGV[7]) do
+  local owner = owners[number % #owners + 1]
+  local id = 'job_' .. string.gsub(string.format('%026d', number), '[0189]', letters)
+  local key, index = p .. 'job:' .. id, p .. 'jobs_of:' .. owner
+  redis.call('HSET', key, unpack(fields))
+  redis.call('HSET', key, 'id', id, 'number', number, 'entry', number, 'owner', owner)
+  redis.call('ZADD', index, number, id)
+  if is_queued then
+    local place = string.format('2%010d%012d:', math.floor(number / #owners), number) .. id
+    local lane = lanes[math.floor(number / 2) % 2 + 1]
+    redis.call('HSET', key, 'place', place, 'lane', lane)
+    redis.call('ZADD', p .. 'lane:' .. lane, 0, place)
+    redis.call('ZADD', index .. ':queued', number, id)
+    redis.call('ZADD', p .. 'queue', 0, place)
+    redis.call('ZADD', p .. 'queue:' .. owner, 0, place)
+  else
+    local result = string.format('sha256:c%063d', number)
+    local fingerprint = string.format('%064d', number)
+    redis.call('HSET', key, 'output', result, 'fingerprint', fingerprint)
+    redis.call('ZADD', index .. ':succeeded', number, id)
+    redis.call('ZADD', p .. 'removable:' .. owner, number, id)
+    redis.call('ZADD', p .. 'expiry', ARGV[8], id)
+    redis.call('HSET', p .. 'results:' .. owner, fingerprint, id)
+    redis.call('HSET', p .. 'refs', result, 1)
+    redis.call('HSET', p .. 'refs:' .. owner, result, 1)
+  end
+end
+"""
 
 
 def _digest(kind: str, number: int) -> str:
@@ -56,11 +95,15 @@ def _server() -> Iterator[str]:
             process.wait()
 
 
-class Owner:
-    """One owner's records and uploads, written as the store writes them."""
+def _job_id(number: int) -> str:
+    return f"job_{number:026}".translate(_LETTERS)
+
+
+class Records:
+    """Records and uploads of callers, written as the store writes them."""
 
     def __init__(self, url: str) -> None:
-        self._redis = redis.Redis.from_url(url, decode_responses=True)
+        self._redis = redis.Redis.from_url(url, decode_responses=True, socket_timeout=120)
         self.store = JobStore(url, accepts_unsafe=True)
         self.count = 0
         for digest in (PHOTO, PAINTING):
@@ -89,45 +132,53 @@ class Owner:
         record: Any = self._redis.hgetall(f"{PREFIX}job:{job_id}")
         return dict(record)
 
+    def close(self) -> None:
+        """Close the connections."""
+        self._redis.close()
+        self.store.close()
+
     def fill(self, count: int) -> None:
-        """Add records and uploads up to this number."""
-        for start in range(self.count, count, BATCH):
+        """Add records of one owner, half ended and half queued, and uploads up to this number."""
+        since = self.count
+        self._write([OWNER], range(since, count), self._ended, step=2, offset=1)
+        self._write([OWNER], range(since, count), self._queued, step=2)
+        for numbers in _batches(range(since, count)):
             with self._redis.pipeline(transaction=False) as pipe:
-                for number in range(start, min(start + BATCH, count)):
-                    self._add_record(pipe, number + 10)
+                for number in numbers:
                     self._add_upload(pipe, number)
                 pipe.execute()
+        self._update_counters([OWNER], count)
+
+    def add(self, owners: Sequence[str], ended: int, queued: int) -> None:
+        """Add so many records, shared equally by these owners."""
+        since = self.count + ended
+        self._write(owners, range(self.count, since), self._ended)
+        self._write(owners, range(since, since + queued), self._queued)
+        self._update_counters(owners, since + queued)
+
+    def _write(
+        self,
+        owners: Sequence[str],
+        numbers: range,
+        template: dict[str, str],
+        step: int = 1,
+        offset: int = 0,
+    ) -> None:
+        """Write records of the numbers: each one, or each `step`-th."""
+        expires_at = int(time.time() * 1000) + DAY_MS
+        fields = [word for pair in template.items() for word in pair]
+        lists = json.dumps(owners), json.dumps(fields), json.dumps([LANE, OTHER_LANE])
+        for batch in _batches(numbers[offset::step]):
+            arguments = (batch[0] + 10, batch[-1] + 10, step, expires_at)
+            self._redis.eval(_WRITE, 0, PREFIX, *lists, *arguments)
+
+    def _update_counters(self, owners: Sequence[str], count: int) -> None:
         lanes = {lane: self._redis.zcard(f"{PREFIX}lane:{lane}") for lane in (LANE, OTHER_LANE)}
         counts: Any = {"all": sum(lanes.values()), "in_pools": lanes[OTHER_LANE]}
         self._redis.hset(f"{PREFIX}lanes", mapping=counts | lanes)
         self._redis.set(f"{PREFIX}number", count + 10)
-        self._redis.hset(f"{PREFIX}entries", OWNER, count + 10)
+        self._redis.hset(f"{PREFIX}entries", mapping=dict.fromkeys(owners, count + 10))
         self.count = count
-
-    def _add_record(self, pipe: Any, number: int) -> None:
-        job_id = f"job_{number:026}"
-        index = f"{PREFIX}jobs_of:{OWNER}"
-        template = self._ended if number % 2 else self._queued
-        record = template | {"id": job_id, "number": number, "entry": number}
-        pipe.zadd(index, {job_id: number})
-        if number % 2:
-            result = _digest("c", number)
-            record |= {"output": result, "fingerprint": f"{number:064}"}
-            pipe.zadd(f"{index}:succeeded", {job_id: number})
-            pipe.zadd(f"{PREFIX}removable:{OWNER}", {job_id: number})
-            pipe.zadd(f"{PREFIX}expiry", {job_id: int(time.time() * 1000) + DAY_MS})
-            pipe.hset(f"{PREFIX}results:{OWNER}", f"{number:064}", job_id)
-            for refs in (f"{PREFIX}refs", f"{PREFIX}refs:{OWNER}"):
-                pipe.hset(refs, result, 1)
-        else:
-            place = f"2{number:010}{number:012}:{job_id}"
-            lane = LANE if number % 4 else OTHER_LANE  # that of the other pool comes first
-            record |= {"place": place, "lane": lane}
-            pipe.zadd(f"{PREFIX}lane:{lane}", {place: 0})
-            pipe.zadd(f"{index}:queued", {job_id: number})
-            pipe.zadd(f"{PREFIX}queue", {place: 0})
-            pipe.zadd(f"{PREFIX}queue:{OWNER}", {place: 0})
-        pipe.hset(f"{PREFIX}job:{job_id}", mapping=record)
 
     def _add_upload(self, pipe: Any, number: int) -> None:
         digest, until_ms = _digest("d", number), int(time.time() * 1000) + DAY_MS
@@ -141,7 +192,7 @@ class Owner:
     def operations(self) -> dict[str, Callable[[int], object]]:
         """The measured calls; each gets its number."""
         store, count = self.store, self.count
-        middle = [f"job_{count // 2 + 10 + number:026}" for number in (0, 1)]
+        middle = [_job_id(count // 2 + 10 + number) for number in (0, 1)]
         sizes: dict[str, Any] = {"size_bytes": 100, "max_bytes": 1e15, "max_uploads": 10**9}
 
         operator = store.operations
@@ -175,9 +226,15 @@ class Owner:
             ),
             "operator: 24 hours": lambda _: operator.list_hours(24),
             "operator: move to the front": lambda number: operator.move_in_queue(
-                f"job_{(count // 2 + number % 10) // 2 * 2 + 10:026}", "first"
+                _job_id((count // 2 + number % 10) // 2 * 2 + 10), "first"
             ),
         }
+
+
+def _batches(numbers: range) -> Iterator[range]:
+    """Yield the numbers, BATCH at a time."""
+    for first in range(0, len(numbers), BATCH):
+        yield numbers[first : first + BATCH]
 
 
 def _measure(operation: Callable[[int], object], client: Any) -> str:
@@ -210,7 +267,7 @@ def main(counts: str) -> None:
                     break
                 except redis.ConnectionError:
                     time.sleep(0.05)
-        owner = Owner(url)
+        owner = Records(url)
         for count in numbers:
             owner.fill(count)
             for name, operation in owner.operations().items():

@@ -141,6 +141,7 @@ async def submit_job(
     """
     job = await create_or_replay(request, response, submissions, idempotency_key)
     if wait_seconds:
+        request.state.submission.end()  # it waits for a worker now, which is no load here
         # The job is accepted. An error while waiting must not hide that.
         with suppress(errors.RetryLater, errors.JobNotFound):
             owner = submissions.caller.owner

@@ -21,7 +21,7 @@ from core.storage.blobs import Blobs, is_digest
 # Decoders at the same time. Each is a process that may use decoder.UPLOAD_LIMITS.memory_bytes, or
 # for a result to start from RESULT_LIMITS.memory_bytes.
 _CORES = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-_decoders = FairQueue("pictures", max(2, _CORES or 1))
+decoders = FairQueue("pictures", max(2, _CORES or 1))
 
 # What is known of the pictures that were accepted, some 500 bytes each. A digest names the same
 # bytes for ever. The first key says how they were decoded: a job's photo is decoded by its upload,
@@ -48,6 +48,7 @@ async def inspect_picture(
     what `FairQueue.turn` raises.
     """
     if isinstance(picture, str) and (known := _find_inspection(picture, background, options)):
+        decoders.skip_turn()
         return known
 
     def inspect() -> tuple[str, Inspection]:
@@ -55,7 +56,7 @@ async def inspect_picture(
         return digest_of_picture(picture), found
 
     try:
-        async with _decoders.turn(waiter):
+        async with decoders.turn(waiter):
             digest, found = await to_thread.run_sync(inspect)
     except (errors.BadImage, errors.UploadTooLarge) as error:
         if part is None:

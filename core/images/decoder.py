@@ -61,6 +61,8 @@ DATASET_LIMITS = ProcessLimits(
     1536 * 2**20, cpu_seconds=3600, start_seconds=120, file_seconds=120, max_files=300
 )
 
+# Of a forked process: its parent also answers requests that need no decoder, and they come first.
+_NICENESS = 5
 _EXIT_SECONDS = 1.0  # that a process may take to exit after its last word
 _CHUNK_BYTES = 2**20
 _MAX_HEADER_BYTES = 4096
@@ -115,6 +117,10 @@ class _ForkedProcess:
             context.set_forkserver_preload([decoder_process.__name__])
             self._process = context.Process(target=serve, args=arguments, daemon=True)
             self._process.start()
+        assert self._process.pid is not None
+        with suppress(OSError):  # it may have died
+            niceness = os.getpriority(os.PRIO_PROCESS, 0) + _NICENESS
+            os.setpriority(os.PRIO_PROCESS, self._process.pid, niceness)
 
     def kill(self) -> None:
         self._process.kill()

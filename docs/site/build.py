@@ -22,8 +22,10 @@ def build(target: Path) -> None:
     with tempfile.TemporaryDirectory() as folder:
         sources = Path(folder)
         shutil.copy(HERE / "conf.py", sources)
-        for picture in DOCS.rglob("*.jpg"):
-            shutil.copy(picture, sources)
+        for picture in (*DOCS.rglob("*.jpg"), *DOCS.rglob("*.svg")):
+            copy = sources / picture.relative_to(DOCS)
+            copy.parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy(picture, copy)
             (sources / "project" / "docs").mkdir(parents=True, exist_ok=True)
             shutil.copy(picture, sources / "project" / "docs")  # as the README names it
         for page, place in list_pages().items():

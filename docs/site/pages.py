@@ -56,7 +56,7 @@ def rewrite_links(page: Path, text: str) -> str:
         if target.suffix == ".md" and target not in places:
             return link[0]  # a generated page
         if target not in places:
-            is_picture = target.is_relative_to(DOCS) and target.suffix == ".jpg"
+            is_picture = target.is_relative_to(DOCS) and target.suffix in (".jpg", ".svg")
             return link[0] if is_picture else link["text"][1:-1]
         path = os.path.relpath(places[target], Path(places[page]).parent)
         return f"{link['text']}({path}{link['anchor'] or ''})"

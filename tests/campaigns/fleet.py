@@ -23,7 +23,7 @@ from core.config import Settings
 
 ROOT = Path(__file__).parents[2]
 POLL_SECONDS = 0.05
-START_SECONDS = 180  # enough on a busy machine
+START_SECONDS = 180  # enough on a busy machine, for two workers
 LIFE_MS = 5000  # without a heartbeat for this long, a worker is dead; it sends one a second
 
 _PATCH_ON_IMPORT = """
@@ -151,6 +151,7 @@ class Fleet:
         folder: Path,
         *,
         workers: int = 2,
+        apis: int = 1,
         store: Mapping[str, str] | None = None,
         changed: str = "",
         tiny: bool = False,
@@ -160,10 +161,12 @@ class Fleet:
     ) -> None:
         """store: options of Valkey. changed: Python code that each of our processes runs first.
 
-        tiny: use the network TINY. through: the port of a proxy to the store for our processes.
-        hosts: each process has a data folder of its own. settings: IMPASTO_*.
+        apis: how many API processes. tiny: use the network TINY. through: the port of a proxy to
+        the store for our processes. hosts: each process has a data folder of its own. settings:
+        IMPASTO_*.
         """
-        self.folder, self.store_port, self.api_port = folder, free_port(), free_port()
+        self.folder, self.store_port = folder, free_port()
+        self._api_ports = [free_port() for _ in range(apis)]
         self.data = folder / "data"
         for subfolder in (folder / "valkey", folder / "changed", self.data):
             subfolder.mkdir(parents=True, exist_ok=True)
@@ -173,7 +176,6 @@ class Fleet:
             "REDIS_URL": f"redis://127.0.0.1:{through or self.store_port}/0",
             "DATA_DIR": str(self.data),
             "CACHE_DIR": str(folder / "cache" if tiny else Settings().cache_dir),
-            "API_PORT": str(self.api_port),
             "WORKER_THREADS": "1",
             "WORKER_CHECKPOINT_SECONDS": "0.1",
             **settings,
@@ -185,19 +187,38 @@ class Fleet:
         python = sys.executable
         self.valkey = Program("valkey", valkey, environment(), folder / "valkey.log")
 
-        def make_program(name: str, module: str) -> Program:
+        def make_program(name: str, module: str, port: int) -> Program:
             host = {"IMPASTO_DATA_DIR": str(folder / "hosts" / name)} if hosts else {}
-            command = [python, "-m", module]
-            return Program(name, command, variables | host, folder / f"{name}.log")
+            own = variables | host | {"IMPASTO_API_PORT": str(port)}
+            return Program(name, [python, "-m", module], own, folder / f"{name}.log")
 
-        self.api = make_program("api", "api")
-        self.workers = [make_program(f"worker-{number}", "worker") for number in range(workers)]
+        self.apis = [
+            make_program(f"api-{number}" if number else "api", "api", port)
+            for number, port in enumerate(self._api_ports)
+        ]
+        self.workers = [
+            make_program(f"worker-{number}", "worker", self.api_port) for number in range(workers)
+        ]
         self._stop_event = threading.Event()
         self._supervisor = threading.Thread(target=self._restart_dead, name="fleet", daemon=True)
 
     @property
+    def api(self) -> Program:
+        """The first API process."""
+        return self.apis[0]
+
+    @property
+    def api_port(self) -> int:
+        return self._api_ports[0]
+
+    @property
     def url(self) -> str:
-        return f"http://127.0.0.1:{self.api_port}"
+        return self.urls[0]
+
+    @property
+    def urls(self) -> list[str]:
+        """The addresses of all API processes."""
+        return [f"http://127.0.0.1:{port}" for port in self._api_ports]
 
     def redis(self) -> Any:
         """A direct connection to the store, without proxy or service."""
@@ -215,7 +236,7 @@ class Fleet:
         return self
 
     def _wait_until_serving(self) -> None:
-        deadline = time.monotonic() + START_SECONDS
+        deadline = time.monotonic() + START_SECONDS * max(1, len(self.workers) / 2)
         while not self.is_serving():
             if time.monotonic() > deadline:
                 raise RuntimeError(
@@ -231,13 +252,14 @@ class Fleet:
         }
 
     def is_serving(self) -> bool:
-        """Whether the API is ready and every worker has sent a recent heartbeat."""
-        return self._is_api_ready() and self._count_live_workers() == len(self.workers)
+        """Whether each API is ready and every worker has sent a recent heartbeat."""
+        are_ready = all(map(self._is_api_ready, self.urls))
+        return are_ready and self._count_live_workers() == len(self.workers)
 
-    def _is_api_ready(self) -> bool:
+    def _is_api_ready(self, url: str) -> bool:
         path = "/readyz" if self.workers else "/v1/system"  # without workers it is not ready
         try:
-            return httpx2.get(f"{self.url}{path}", timeout=2, trust_env=False).status_code == 200
+            return httpx2.get(f"{url}{path}", timeout=2, trust_env=False).status_code == 200
         except httpx2.HTTPError:
             return False
 
@@ -251,7 +273,7 @@ class Fleet:
 
     def _programs(self) -> Iterator[Program]:
         yield self.valkey
-        yield self.api
+        yield from self.apis
         yield from self.workers
 
     def _restart_dead(self) -> None:
@@ -272,5 +294,5 @@ class Fleet:
         self._stop_event.set()
         if self._supervisor.is_alive():
             self._supervisor.join()
-        for program in (*self.workers, self.api, self.valkey):
+        for program in (*self.workers, *self.apis, self.valkey):
             program.stop()

@@ -133,6 +133,7 @@ def campaign(
         changed=CONTROLS.get(without or "", ""),
         API_KEYS="required",
         API_SUBMISSIONS_PER_MINUTE=str(PER_MINUTE),
+        API_MAX_WAIT_SECONDS="600",  # the limit per minute is under test
     )
     with fleet, fleet.redis() as store:
         keys = ApiKeyStore(f"redis://127.0.0.1:{fleet.store_port}/0")

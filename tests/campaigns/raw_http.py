@@ -660,10 +660,9 @@ def _parse_responses(received: bytes, outcome: Outcome, case: Case) -> None:
 
 def run(seed: int, history: Path, client_timeout: float, without: str | None) -> None:
     """Send all cases to a service of their own, eight at a time."""
+    settings = {"API_CLIENT_TIMEOUT_SECONDS": str(client_timeout), "API_MAX_WAIT_SECONDS": "600"}
     with tempfile.TemporaryDirectory() as folder, history.open("w") as out:
-        with ApiProcess(
-            Path(folder), without, API_CLIENT_TIMEOUT_SECONDS=str(client_timeout)
-        ) as api:
+        with ApiProcess(Path(folder), without, **settings) as api:
             with ThreadPoolExecutor(8) as pool:
                 for outcome in pool.map(lambda case: send(case, api.port), cases(seed)):
                     out.write(json.dumps({"case": asdict(outcome)}) + "\n")

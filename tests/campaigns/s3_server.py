@@ -159,6 +159,12 @@ class S3Server:
         found = self.client.list_objects_v2(Bucket=bucket).get("Contents", [])
         return [row["Key"].removeprefix("studio/") for row in found]
 
+    def count_keys(self, url: str) -> int:
+        """Return how many keys there are below the prefix of the URL."""
+        bucket = url.removeprefix("s3://").partition("/")[0]
+        pages = self.client.get_paginator("list_objects_v2").paginate(Bucket=bucket)
+        return sum(page["KeyCount"] for page in pages)
+
     def _serve(self, environ: dict[str, Any], start_response: Any) -> Iterable[bytes]:
         self.requests.append(f"{environ['REQUEST_METHOD']} {environ['PATH_INFO']}")
         for fault in self.faults:

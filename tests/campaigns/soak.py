@@ -1,24 +1,31 @@
 """Runs the service at a steady load for long, with everything that callers do. Nothing may grow.
 
     python tests/campaigns/soak.py --seed 1 --minutes 30 --load 0.7
+    python tests/campaigns/soak.py --seed 1 --minutes 30 --rate 0.1 --apis 3 --workers 8 --s3
     python tests/campaigns/soak.py --seed 1 --minutes 2 --load 0.7 --without release
 
 First the campaign measures the throughput: jobs per second while some always wait. Then callers
-arrive at `load` times that rate. All retention times are a tenth of the run, so that as much is
-deleted as is created: those of days (results, records, uploads, idempotency keys) and those of
-minutes (blobs between writing and publishing).
+arrive at `load` times that rate, or at `rate` jobs per second. All retention times are a tenth of
+the run, so that as much is deleted as is created: those of days (results, records, uploads,
+idempotency keys) and those of minutes (blobs between writing and publishing). With --s3, the
+pictures are in a bucket, and each process has a cache of its own, as on a host of its own.
 """
 
+import os
 import random
 import statistics
 import tempfile
 import threading
 import time
 from collections import Counter, defaultdict
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import suppress
+from contextlib import ExitStack, suppress
+from functools import partial
+from itertools import cycle
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 import click
 import httpx2
@@ -27,6 +34,7 @@ import psutil
 import redis
 from fleet import Fleet, patch_on_import
 from history import History, events, report_violations
+from s3_server import CREDENTIALS, S3Server
 
 from core.jobs.models import Status
 
@@ -34,8 +42,9 @@ THROUGHPUT_JOBS = 40
 SAMPLE_SECONDS = 5.0
 RETENTION_SHARE = 0.1  # of the run
 WARM_UP_SHARE = 0.3  # of the run, until the first records expire
-TIMEOUT_SECONDS = 120.0
+TIMEOUT_SECONDS = 300.0  # a job that has not ended then counts as lost
 PARAMETERS = kills.PARAMETERS[:2]
+CACHE_GB = "0.0005"  # of each process with a bucket: full before the warm-up ends
 
 # Allowed growth from the first third after the warm-up to the last: a share, plus a constant.
 BOUNDS: dict[str, tuple[float, float]] = {
@@ -46,6 +55,7 @@ BOUNDS: dict[str, tuple[float, float]] = {
     "store_keys": (0.2, 60.0),
     "files": (0.2, 60.0),
     "data_mb": (0.2, 4.0),
+    "bucket_objects": (0.2, 60.0),
 }
 
 CONTROLS = {
@@ -100,7 +110,7 @@ class Caller(threading.Thread):
             answer = self._http.request(method, path, **request)
             if answer.status_code >= 500:
                 self._history.record("failed", method=method, path=path, status=answer.status_code)
-            if answer.status_code != 503:
+            if answer.status_code not in (429, 503):
                 return answer
             time.sleep(0.5)
 
@@ -139,7 +149,9 @@ class Caller(threading.Thread):
                 self._request("GET", job["links"]["preview"])
             time.sleep(0.3)
         for kind in ("png", "jpeg") if "result" in job["links"] else ():
-            self._request("GET", job["links"]["result"], params={"format": kind})
+            answer = self._request("GET", job["links"]["result"], params={"format": kind})
+            if answer.status_code != 200 and answer.json()["code"] != "result_gone":
+                self._history.record("lost", status=answer.status_code, text=answer.text[:200])
         self._request("GET", "/v1/jobs")
         self._history.record("job", status=job["status"])
         if self._rng.random() < 0.3:
@@ -150,10 +162,17 @@ class Gauge(threading.Thread):
     """Measures everything that may grow, at a fixed interval."""
 
     def __init__(
-        self, fleet: Fleet, history: History, every: float, stopped: threading.Event
+        self,
+        fleet: Fleet,
+        history: History,
+        every: float,
+        stopped: threading.Event,
+        count_objects: Callable[[], int] | None,
     ) -> None:
+        """count_objects: returns the number of objects in the bucket."""
         super().__init__(daemon=True)
         self._fleet, self._history, self._every, self._stopped = fleet, history, every, stopped
+        self._count_objects = count_objects
 
     def run(self) -> None:
         while not self._stopped.wait(self._every):
@@ -170,12 +189,16 @@ class Gauge(threading.Thread):
         with self._fleet.redis() as client:
             sample["store_mb"] = round(client.info("memory")["used_memory"] / 1e6, 3)
             sample["store_keys"] = client.dbsize()
-        sizes = [_file_size(path) for path in self._fleet.data.rglob("*")]
+        folders = (self._fleet.data, self._fleet.folder / "hosts")
+        sizes = [_file_size(path) for folder in folders for path in folder.rglob("*")]
         sample["files"], sample["data_mb"] = len(sizes), round(sum(sizes) / 1e6, 3)
+        if self._count_objects is not None:
+            sample["bucket_objects"] = self._count_objects()
         return sample
 
     def _processes(self) -> Any:
-        yield "api", psutil.Process(self._fleet.api.pid)
+        for api in self._fleet.apis:
+            yield api.name, psutil.Process(api.pid)
         yield "valkey", psutil.Process(self._fleet.valkey.pid)
         for worker in self._fleet.workers:
             yield worker.name, psutil.Process(worker.pid)
@@ -200,6 +223,10 @@ def campaign(
     every: float = SAMPLE_SECONDS,
     loose: float = 1.0,
     without: str | None = None,
+    rate: float | None = None,
+    apis: int = 1,
+    workers: int = 2,
+    s3: bool = False,
 ) -> None:
     """Run the campaign and write the history.
 
@@ -214,9 +241,28 @@ def campaign(
         "API_UPLOAD_RETENTION_HOURS": str(retention / 3600),
     }
     changed = _scale_retention(retention) + CONTROLS.get(without or "", "")
-    fleet = Fleet(folder, tiny=True, changed=changed, WORKER_PREVIEW_SECONDS="0.1", **settings)
-    with fleet:
-        throughput = _measure_throughput(fleet)
+    with ExitStack() as stack:
+        count_objects = None
+        if s3:
+            bucket = stack.enter_context(S3Server())
+            url = bucket.create_bucket()
+            settings |= {"BLOBS_URL": url, "BLOBS_CACHE_GB": CACHE_GB}
+            settings["WORKER_CHECKPOINT_SECONDS"] = "2"  # the default; each is an upload
+            stack.enter_context(patch.dict(os.environ, CREDENTIALS))
+            count_objects = partial(bucket.count_keys, url)
+        fleet = stack.enter_context(
+            Fleet(
+                folder,
+                apis=apis,
+                workers=workers,
+                hosts=s3,
+                tiny=True,
+                changed=changed,
+                WORKER_PREVIEW_SECONDS="0.1",
+                **settings,
+            )
+        )
+        throughput = rate / load if rate else _measure_throughput(fleet)
         history.record(
             "begin",
             seed=seed,
@@ -226,7 +272,7 @@ def campaign(
             loose=loose,
             without=without,
         )
-        gauge = Gauge(fleet, history, every, stopped)
+        gauge = Gauge(fleet, history, every, stopped, count_objects)
         gauge.start()
         _run_callers(fleet, history, rng, minutes * 60, load * throughput)
         stopped.set()
@@ -240,8 +286,8 @@ def _measure_throughput(fleet: Fleet) -> float:
         unused = History(Path(folder) / "history")
         began = time.monotonic()
         callers = [
-            Caller(fleet.url, unused, f"throughput-{number}", random.Random(number))
-            for number in range(THROUGHPUT_JOBS)
+            Caller(url, unused, f"throughput-{number}", random.Random(number))
+            for number, url in zip(range(THROUGHPUT_JOBS), cycle(fleet.urls), strict=False)
         ]
         with ThreadPoolExecutor(8) as pool:
             for caller in callers:
@@ -261,7 +307,8 @@ def _run_callers(
     while (due := due + rng.expovariate(rate)) < seconds:
         time.sleep(max(0.0, began + due - time.monotonic()))
         callers = [caller for caller in callers if caller.is_alive()]
-        caller = Caller(fleet.url, history, f"soak-{due}", random.Random(rng.random()))
+        own = random.Random(rng.random())
+        caller = Caller(own.choice(fleet.urls), history, f"soak-{due}", own)
         caller.start()
         history.record("arrived", active=len(callers))
         callers.append(caller)
@@ -315,6 +362,10 @@ def violations(file: Path) -> list[str]:
         f"a submission was answered {event['status']}: {event['text']}"
         for event in events(file, "refused")
     ]
+    found += [
+        f"a result was answered {event['status']}: {event['text']}"
+        for event in events(file, "lost")
+    ]
     jobs = Counter(event["status"] for event in events(file, "job"))
     arrived = len([*events(file, "arrived")])
     if sum(jobs.values()) != arrived:
@@ -344,7 +395,24 @@ def summarize(file: Path) -> dict[str, Any]:
         "samples": len([*events(file, "sample")]),
     }
     medians = sorted(medians_of_thirds(file).items())
-    return rows | {f"{name}, medians of thirds": row for name, row in medians}
+    rows |= {f"{name}, medians of thirds": row for name, row in medians}
+    return rows | _describe_memory(file)
+
+
+def _describe_memory(file: Path) -> dict[str, str]:
+    """The resident memory of each process: at the start and the end, and its slope."""
+    samples = [*events(file, "sample")]
+    warm = samples[round(WARM_UP_SHARE * len(samples)) :]
+    rows = {}
+    for name in sorted(samples[-1] if samples else ()):
+        points = [(sample["at"] / 3600, sample[name]) for sample in warm if name in sample]
+        if name.endswith("rss_mb") and len(points) > 1:
+            slope = statistics.linear_regression(*zip(*points, strict=True)).slope
+            first = next(sample[name] for sample in samples if name in sample)
+            rows[f"{name}, first; after the warm-up; last; slope"] = (
+                f"{first:.1f}; {points[0][1]:.1f}; {points[-1][1]:.1f}; {slope:+.1f} MB/h"
+            )
+    return rows
 
 
 @click.command()
@@ -355,6 +423,10 @@ def summarize(file: Path) -> dict[str, Any]:
 @click.option("--loose", default=1.0, help="Factor on the allowed growth.")
 @click.option("--history", "file", type=click.Path(path_type=Path), default=None)
 @click.option("--without", type=click.Choice([*CONTROLS]), default=None)
+@click.option("--rate", type=float, help="Jobs per second, instead of a share.")
+@click.option("--apis", default=1, help="API processes.")
+@click.option("--workers", default=2)
+@click.option("--s3", is_flag=True, help="Pictures in a bucket; each process has its own cache.")
 def main(
     seed: int,
     minutes: float,
@@ -363,6 +435,10 @@ def main(
     loose: float,
     file: Path | None,
     without: str | None,
+    rate: float | None,
+    apis: int,
+    workers: int,
+    s3: bool,
 ) -> None:
     """Run the campaign, print its figures, check its history."""
     with tempfile.TemporaryDirectory(prefix="impasto-soak-") as folder:
@@ -373,6 +449,10 @@ def main(
             "every": every,
             "loose": loose,
             "without": without,
+            "rate": rate,
+            "apis": apis,
+            "workers": workers,
+            "s3": s3,
         }
         campaign(Path(folder) / "fleet", history, seed=seed, **options)
         for name, value in summarize(history.file).items():

@@ -58,7 +58,7 @@ def test_a_client_that_disconnects_leaves_its_place(
     tmp_path: Path, until: Callable[..., None]
 ) -> None:
     """With real connections, and without any decoder that could become free."""
-    busy = "import api.submissions.pictures as p\np._decoders = q.FairQueue('pictures', 0)\n"
+    busy = "import api.submissions.pictures as p\np.decoders = q.FairQueue('pictures', 0)\n"
     log = tmp_path / "api.log"
     body = b'--b\r\nContent-Disposition: form-data; name="image"; filename="a"\r\n\r\n'
     body += b"\xff\xd8\xff\r\n--b--\r\n"

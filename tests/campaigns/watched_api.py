@@ -26,7 +26,8 @@ class WatchedApi:
         self.folder = Path(self._folder.name)
         self.blobs = self.folder / "data" / "blobs"
         self.port = free_port()
-        self.changed, self._settings = changed, settings
+        # Campaigns send much from one address. Admission control would answer for what they test.
+        self.changed, self._settings = changed, {"API_MAX_WAIT_SECONDS": "600"} | settings
         self._processes: list[subprocess.Popen[bytes]] = []
 
     def __enter__(self) -> "WatchedApi":

@@ -65,7 +65,7 @@ def test_every_way_of_sending_a_picture_takes_a_turn(
         counts.append(len(turns))
 
     assert counts == [3, 5, 7, 8]
-    assert _callers(turns, pictures._decoders) == ["anna"] * 8
+    assert _callers(turns, pictures.decoders) == ["anna"] * 8
 
 
 def test_the_update_of_a_mask_takes_a_turn(
@@ -77,7 +77,7 @@ def test_the_update_of_a_mask_takes_a_turn(
     turns.clear()
     client.patch(job["links"]["self"], json={"spec": {"style_weights": [1, 1]}})
 
-    assert _callers(turns, pictures._decoders) == ["anna"]
+    assert _callers(turns, pictures.decoders) == ["anna"]
 
 
 def test_results_and_time_lapses_take_turns(

@@ -205,7 +205,7 @@ def test_a_client_that_waits_too_long_for_a_decoder_receives_503(
     client: TestClient, files: dict[str, Any], tmp_path: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     none_free = FairQueue("pictures", 0, wait_seconds=0.1)
-    monkeypatch.setattr(submitted_pictures, "_decoders", none_free)
+    monkeypatch.setattr(submitted_pictures, "decoders", none_free)
     answer = client.post("/v1/images", files={"image": files["content"]})
 
     assert (answer.status_code, answer.json()["code"], answer.headers["retry-after"]) == (

@@ -1,0 +1,158 @@
+"""Admission control: refuses a submission that would wait too long, before its body is read.
+
+A service that accepts more than it can do serves nobody: each request waits until its client gives
+up, and the work for it is lost. So the wait is estimated from the submissions in progress and the
+pace at which their pictures are decoded, whatever limits that pace: decoders, this process, the
+store or the disk. Decoders serve callers in turns (api/fair_queue.py), so only as many submissions
+of another caller count as can come before this one.
+
+Requests that read, and those that change or cancel a job, are never refused here.
+"""
+
+import time
+from asyncio import TimerHandle, get_running_loop
+from collections import Counter
+
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from api import metrics
+from api.fair_queue import FairQueue
+from api.http.problems import problem
+from api.http.root_path import service_path
+from api.middleware.auth import Caller, classify_request
+from api.rate_limit import RequestKind
+from core import errors
+
+PICTURES = 2  # of a usual submission: the photo and the painting
+# A body that takes longer to arrive does not count until it is complete: a slow line is no load.
+RECEIVE_SECONDS = 1.0
+MEASURE_SECONDS = 0.25
+MAX_RETRY_SECONDS = 30.0
+_FIRST_INTERVAL_SECONDS = 0.05  # before anything has been measured
+_SMOOTHING = 0.3  # weight of the newest measurement
+_ESTIMATE = "/v1/estimate"  # waits for a worker, which is no load here
+
+
+class Admission:
+    """Answers 503 or 429 with Retry-After to submissions beyond the capacity. For one event loop.
+
+    Needs an identified caller.
+    """
+
+    def __init__(self, app: ASGIApp, decoders: FairQueue, max_wait_seconds: float) -> None:
+        """decoders: the queue that every submission's pictures pass."""
+        self._app, self._decoders, self._max_wait_seconds = app, decoders, max_wait_seconds
+        self._in_progress: Counter[str] = Counter()  # by caller
+        self._pace = _Pace(decoders)
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Handle one request."""
+        if not _is_submission(scope):
+            await self._app(scope, receive, send)
+            return
+        caller: Caller = scope["state"]["caller"]
+        refusal = self._find_refusal(caller.queue_name)
+        if refusal is not None:
+            metrics.record_refused_submission()
+            await problem(refusal)(scope, receive, send)
+            return
+        submission = Submission(self, caller.queue_name, receive)
+        scope["state"]["submission"] = submission
+        try:
+            await self._app(scope, submission.receive, send)
+        finally:
+            submission.end()
+
+    def _find_refusal(self, caller: str) -> errors.RetryLater | None:
+        """Return why a new submission of the caller is refused, or None."""
+        self.measure()
+        own, slots = self._in_progress[caller], self._decoders.slots
+        if self._in_progress.total() < slots:
+            return None
+        # Callers with one submission are never more than a few. So one that sends many, or slow
+        # pictures, locks no other caller out: that one's turn comes next.
+        if not own and sum(count == 1 for count in self._in_progress.values()) < slots:
+            return None
+        ahead = sum(min(count, own + 1) for count in self._in_progress.values())
+        seconds = (ahead + 1) * PICTURES * self._pace.interval_seconds
+        if seconds <= self._max_wait_seconds:
+            return None
+        seconds = min(max(1.0, seconds), MAX_RETRY_SECONDS)
+        if own >= slots:  # the caller itself sends too much
+            return errors.RetryLater(
+                "Too many of your pictures are waiting; send it again as Retry-After says.", seconds
+            )
+        return errors.Unavailable(
+            "The service is busy with other pictures; send it again as Retry-After says.", seconds
+        )
+
+    def count(self, caller: str, change: int) -> None:
+        """Change the number of the caller's submissions in progress."""
+        self._in_progress[caller] += change
+        if not self._in_progress[caller]:
+            del self._in_progress[caller]
+        self.measure()
+
+    def measure(self) -> None:
+        """Measure the pace while all decoders have work."""
+        self._pace.measure(is_busy=self._in_progress.total() >= self._decoders.slots)
+
+
+def _is_submission(scope: Scope) -> bool:
+    """Whether the request brings pictures to decode."""
+    if scope["type"] != "http" or scope["method"] != "POST":
+        return False
+    path = service_path(scope)
+    return path != _ESTIMATE and classify_request("POST", path) is RequestKind.SUBMISSION
+
+
+class _Pace:
+    """The seconds between two pictures while there is work for all decoders."""
+
+    def __init__(self, decoders: FairQueue) -> None:
+        self.interval_seconds = _FIRST_INTERVAL_SECONDS
+        self._decoders = decoders
+        self._since: float | None = None  # None: there is too little work
+        self._ended = 0
+
+    def measure(self, *, is_busy: bool) -> None:
+        now = time.monotonic()
+        if self._since is not None and now - self._since >= MEASURE_SECONDS:
+            newest = (now - self._since) / max(1, self._decoders.ended - self._ended)
+            self.interval_seconds += _SMOOTHING * (newest - self.interval_seconds)
+            self._since = None
+        if not is_busy:
+            self._since = None
+        elif self._since is None:
+            self._since, self._ended = now, self._decoders.ended
+
+
+class Submission:
+    """One admitted submission, and whether it counts as in progress."""
+
+    def __init__(self, admission: Admission, caller: str, receive: Receive) -> None:
+        self._admission, self._caller, self._receive = admission, caller, receive
+        self._has_ended = self._counts = False
+        self._set_counts(True)
+        self._timer: TimerHandle = get_running_loop().call_later(
+            RECEIVE_SECONDS, self._set_counts, False
+        )
+
+    async def receive(self) -> Message:
+        """Return the next message, and note the end of the body."""
+        message = await self._receive()
+        if message["type"] == "http.request" and not message.get("more_body", False):
+            self._timer.cancel()
+            self._set_counts(not self._has_ended)
+        return message
+
+    def end(self) -> None:
+        """Stop counting: it is answered, or waits for a worker only."""
+        self._has_ended = True
+        self._timer.cancel()
+        self._set_counts(False)
+
+    def _set_counts(self, counts: bool) -> None:
+        if counts != self._counts:
+            self._counts = counts
+            self._admission.count(self._caller, 1 if counts else -1)
