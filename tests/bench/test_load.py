@@ -117,8 +117,8 @@ def test_overload_compares_the_service_with_one_that_refuses_nothing() -> None:
 
     names = [line.split(" | ")[0].strip("| ") for line in lines[2:5]]
     assert names == ["1: 2 clients, no admission control", "1: 5 x", "1: 5 x, no admission control"]
-    polls = [line.split(" | ")[-2] for line in lines[2:5]]
-    assert all(", " in times for times in polls), "jobs are polled in each phase"
+    clients = [line.strip("| ").rpartition(", ")[2] for line in lines[2:5]]
+    assert all(float(seconds) > 0 for seconds in clients), "each phase has clients"
     assert [line.split(":")[0] for line in lines[6:]] == [
         "goodput by capacity",
         "goodput by capacity, no admission control",
