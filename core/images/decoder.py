@@ -249,7 +249,9 @@ class SandboxedDecoder:
             "keep_alpha": True,
         }
         answer, _ = self._request(request, file)
-        return Inspection(answer["size"], answer["warnings"], answer["mode"] == "RGB")
+        # Without a background, `decode` leaves the alpha out.
+        is_opaque = answer["mode"] == "RGB" and background != "none"
+        return Inspection(answer["size"], answer["warnings"], is_opaque)
 
     def decode_square(self, data: bytes, side_px: int, resize: Resize) -> bytes:
         """Decode and scale a file as `codec.decode_square` does. Raises as `decode` does.
