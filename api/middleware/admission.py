@@ -28,6 +28,9 @@ PICTURES = 2  # of a usual submission: the photo and the painting
 RECEIVE_SECONDS = 1.0
 MEASURE_SECONDS = 0.25
 MAX_RETRY_SECONDS = 30.0
+# A caller who is alone delays nobody else. Its burst of pictures, such as the page's for all styles,
+# may wait for so many times the bound.
+ALONE_FACTOR = 10
 _FIRST_INTERVAL_SECONDS = 0.05  # before anything has been measured
 _SMOOTHING = 0.3  # weight of the newest measurement
 _ESTIMATE = "/v1/estimate"  # waits for a worker, which is no load here
@@ -75,7 +78,8 @@ class Admission:
             return None
         ahead = sum(min(count, own + 1) for count in self._in_progress.values())
         seconds = (ahead + 1) * PICTURES * self._pace.interval_seconds
-        if seconds <= self._max_wait_seconds:
+        is_alone = own == self._in_progress.total()
+        if seconds <= self._max_wait_seconds * (ALONE_FACTOR if is_alone else 1):
             return None
         seconds = min(max(1.0, seconds), MAX_RETRY_SECONDS)
         if own >= slots:  # the caller itself sends too much

@@ -93,8 +93,9 @@ WAITS = 0  # the submission was admitted
     [
         pytest.param([], "new", WAITS, id="idle"),
         pytest.param(["own"] * 3, "own", WAITS, id="a-decoder-is-free"),
-        pytest.param(["own"] * 8, "own", WAITS, id="below-the-bound"),
-        pytest.param(["own"] * 10, "own", 429, id="too-many-of-one-caller"),
+        pytest.param(["own"] * 98, "own", WAITS, id="a-burst-of-one-caller"),
+        pytest.param(["own"] * 100, "own", 429, id="too-many-of-one-caller"),
+        pytest.param(["own"] * 10 + ["other"], "own", 429, id="a-burst-beside-another-caller"),
         pytest.param(["own"] * 10, "new", WAITS, id="another-caller-beside-it"),
         pytest.param(_crowd(3) + ["own"] * 20, "new", WAITS, id="few-others-beside-it"),
         pytest.param(_crowd(9), "new", WAITS, id="many-callers-below-the-bound"),
