@@ -136,7 +136,7 @@ def test_no_screen_overflows_or_has_accessibility_violations(
     expect(page.locator("#chart")).to_be_visible()
     check_screen("running")
     page.click("#stop")
-    expect_end(page, {"en": "Finished early", "zh-CN": "提前完成"}[language])
+    expect_end(page, {"en": "Finished early", "zh-CN": "提前结束"}[language])
     page.locator("#chart summary").click()
     page.locator(".menu summary").click()
     check_screen("ended")

@@ -241,7 +241,7 @@ def test_result_frames_and_timelapse_are_fetched_again_after_failures(
     expect_end(page)
     expect(page.locator("#job-error")).to_be_hidden()
     page.locator("#frame").fill("0")
-    expect(page.locator("output[for=frame]")).to_contain_text("iteration")
+    expect(page.locator("output[for=frame]")).to_contain_text("/40")
     page.locator("#blend").fill("40")
     with page.expect_download() as blend:
         page.click("#download")
