@@ -416,12 +416,11 @@ def one_run(content: Path, style: Path, model: ModelName, limit_gb: float, size:
     spec = planned.scale.adapt(inputs.fit_spec(spec))
     target = inputs.target_at(planned.scale, spec, network, planned.route.tile_px)
     objective = target.objective
-    image = objective.margin.mirror(target.photo)
     began = time.monotonic()
     kept = planned.route
     steps = LBFGS(
         objective.value_and_gradient,
-        image,
+        objective.margin.mirror(target.photo),
         kept.history,
         half_pairs=kept.half_pairs,
         precondition=precondition,

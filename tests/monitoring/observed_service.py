@@ -121,7 +121,7 @@ def run_job(url: str) -> str:
     answer = httpx2.post(
         f"{url}/v1/jobs",
         files={"content": ("a.png", picture), "style": ("b.png", picture)},
-        data={"size": "160", "scales": "2", "iterations": "4", "model": "vgg16"},
+        data={"size": "160", "scales": "2", "iterations": "4"},
         headers={"traceparent": f"00-{TRACE}-{CLIENT_SPAN}-01"},
         trust_env=False,
     )
