@@ -28,8 +28,8 @@ PICTURES = 2  # of a usual submission: the photo and the painting
 RECEIVE_SECONDS = 1.0
 MEASURE_SECONDS = 0.25
 MAX_RETRY_SECONDS = 30.0
-# A caller who is alone delays nobody else. Its burst of pictures, such as the page's for all styles,
-# may wait for so many times the bound.
+# A caller who is alone delays nobody else. Its burst of pictures, such as the page's for all
+# styles, may wait for so many times the bound.
 ALONE_FACTOR = 10
 _FIRST_INTERVAL_SECONDS = 0.05  # before anything has been measured
 _SMOOTHING = 0.3  # weight of the newest measurement

@@ -24,8 +24,8 @@ _COLOR_LEVELS = 24.0
 _MAX_COLORED_SHARE = 0.0005
 
 
-# A picture is first reduced by whole numbers to this many times the wanted size. A tenth of the time
-# for a photo of 12 megapixels; the difference is 0.3 of 255 levels on average in a noisy one.
+# A picture is first reduced by whole numbers to this many times the wanted size. That takes a tenth
+# of the time for a photo of 12 megapixels; a noisy one differs by 0.3 of 255 levels on average.
 _REDUCING_GAP = 3.0
 
 
