@@ -151,12 +151,15 @@ def unframed(folders: tuple[Path, ...]) -> dict[str, Image.Image]:
     images = load_sample_images()
     names = (Path(name).stem for name in images.filenames)
     found = {name: Image.fromarray(one) for name, one in zip(names, images.images, strict=True)}
-    own = Path(skimage.data.__file__).parent
-    for folder in (GALLERY, own, *folders):
-        for path in sorted(folder.iterdir()):
-            if path.suffix in (".jpg", ".png"):
-                found[path.stem] = codec.decode(path.read_bytes())
+    for folder in (GALLERY, Path(skimage.data.__file__).parent, *folders):
+        found |= read_folder(folder)
     return found
+
+
+def read_folder(folder: Path) -> dict[str, Image.Image]:
+    """The pictures of a folder by name."""
+    paths = sorted(path for path in folder.iterdir() if path.suffix in (".jpg", ".png"))
+    return {path.stem: codec.decode(path.read_bytes()) for path in paths}
 
 
 @click.command()
