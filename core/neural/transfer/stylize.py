@@ -330,11 +330,9 @@ class _Run:
         """
         height, width = photo.shape[2:]
         enlarged = pixels.enlarge(image, (width, height), seamless=self._spec.seamless)
-        return (
-            pixels.add_detail(enlarged, photo, image.shape[2:])
-            if adds_detail(self._spec)
-            else enlarged
-        )
+        if not adds_detail(self._spec):
+            return enlarged
+        return pixels.add_detail(enlarged, photo, image.shape[2:])
 
     def _evaluate(self, target: ScaleTarget, scale: Scale, image: Tensor) -> tuple[Losses, Tensor]:
         self._tracker.count_evaluation(scale.width * scale.height)
@@ -479,8 +477,7 @@ class _Run:
     @device.translate_device_errors()  # a callback may call it outside of `stylize`
     def _show(self, image: Tensor, spec: StyleSpec) -> Image.Image:
         """The picture of an image without its margin; of a small one, in the size to be shown."""
-        height, width = image.shape[2:]
-        if (width, height) != self._shown_size and max(width, height) < max(self._shown_size):
+        if max(image.shape[2:]) < max(self._shown_size):
             image = self._enlarge(image, self._shown_photo.to(image.device))
         return self._inputs.render(image, spec)
 

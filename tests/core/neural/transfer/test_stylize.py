@@ -382,38 +382,31 @@ def test_the_painting_in_its_own_style_stays_as_it_is(
     assert ImageChops.difference(result.picture, painting).getbbox() is None
 
 
-class _Jumping(Network):
-    """A network whose weights jump at every third evaluation, as if the precision had failed."""
+class _Scaled(Network):
+    """A network whose weights are multiplied by a factor that depends on the evaluation."""
 
-    def __init__(self, network: Network) -> None:
+    def __init__(self, network: Network, factor: Callable[[int], float]) -> None:
         self.__dict__.update(network.__dict__)
-        self._whole, self._evaluations = network._kernels, 0
+        self._whole, self._evaluations, self._factor = network._kernels, 0, factor
 
     @property
     def _kernels(self) -> Any:
         self._evaluations += 1
-        factor = 30 if self._evaluations > 3 and self._evaluations % 3 == 0 else 1
+        factor = self._factor(self._evaluations)
         return [
             FrozenConvolution(kernel.weight * factor, kernel.bias, self.layout)
             for kernel in self._whole
         ]
 
 
-class _Rounding(Network):
-    """A network whose weights change a little after the targets are measured, as by rounding."""
+def _jump(evaluation: int) -> float:
+    """At every third evaluation, as if the precision had failed."""
+    return 30 if evaluation > 3 and evaluation % 3 == 0 else 1
 
-    def __init__(self, network: Network) -> None:
-        self.__dict__.update(network.__dict__)
-        self._whole, self._evaluations = network._kernels, 0
 
-    @property
-    def _kernels(self) -> Any:
-        self._evaluations += 1
-        factor = 1.0001 if self._evaluations > 3 else 1
-        return [
-            FrozenConvolution(kernel.weight * factor, kernel.bias, self.layout)
-            for kernel in self._whole
-        ]
+def _round(evaluation: int) -> float:
+    """After the targets are measured, as by rounding."""
+    return 1.0001 if evaluation > 3 else 1
 
 
 @pytest.mark.parametrize("objective", ["gatys", "relative"])
@@ -426,7 +419,7 @@ def test_a_painting_in_its_own_style_is_at_the_optimum_and_does_not_diverge(
         {"size": 96, "scales": 1, "iterations": 30, "optimizer": optimizer, "objective": objective}
     )
     picture = painting.resize((96, 96))
-    result = stylize(StyleInputs(picture, [picture]), spec, _Rounding(tiny_vgg16))
+    result = stylize(StyleInputs(picture, [picture]), spec, _Scaled(tiny_vgg16, _round))
 
     assert ImageChops.difference(result.picture, picture).getbbox() is None
 
@@ -452,7 +445,7 @@ def test_a_run_of_which_many_steps_go_wrong_ends_better_than_it_began(
     stylize(
         StyleInputs(photo, [painting]),
         spec,
-        _Jumping(tiny_vgg16),
+        _Scaled(tiny_vgg16, _jump),
         record(seen, lambda event: event.progress.losses["total"]),
     )
 
