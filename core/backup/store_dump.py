@@ -3,7 +3,7 @@
 DUMP and RESTORE work on every Redis and Valkey, also where a provider forbids BGSAVE, SYNC and
 access to files. The copy is consistent although it takes many commands and the service goes on: the
 server reports each key that changes (client tracking), such keys are copied again, and the last of
-them in one transaction.
+them by one script.
 
 A file has a line of JSON, then records: the lengths of key and value and the time when the key
 expires (ms; -1: never), key, value; an empty value says that the key is gone. A later record of a
@@ -14,9 +14,9 @@ import hashlib
 import json
 import secrets
 import struct
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
-from itertools import chain, islice
+from itertools import chain, cycle, islice
 from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple
 
@@ -33,8 +33,9 @@ FORMAT = 1
 TIMEOUT_SECONDS = 60.0  # of one command; the largest key takes longest
 BATCH_KEYS = 500
 BATCH_BYTES = 4_000_000
-MAX_CHANGED = 1000  # keys that the last transaction may copy
-MAX_ROUNDS, MAX_TRIES = 20, 200
+MAX_CHANGED = 1000  # keys that have changed, which one script may copy at once
+BUSY = (250, 500, 1000, 2000)  # others that have changed shortly before, beside them
+MAX_ROUNDS, MAX_TRIES = 20, 2000
 
 _RECORD = struct.Struct("<IIq")
 _INVALIDATE = b"__redis__:invalidate"
@@ -60,6 +61,10 @@ for i, key in ipairs(KEYS) do
   found[2 * i - 1], found[2 * i] = redis.call('DUMP', key), redis.call('PEXPIRETIME', key)
 end
 return found
+"""
+_READ_AT_ONCE = f"""
+local function read() {_READ} end
+return {{read(), redis.call('HKEYS', ARGV[1]), redis.call('ZRANGE', ARGV[2], 0, -1)}}
 """
 
 
@@ -98,6 +103,7 @@ class _Changes:
     def __init__(self, client: Any) -> None:
         self._client, self._marker = client, f"impasto-backup-{secrets.token_hex(8)}".encode()
         self._messages: Any = client.pubsub()
+        self._publisher = redis.Redis(connection_pool=client.connection_pool)
 
     def __enter__(self) -> "_Changes":
         self._messages.execute_command("CLIENT", "ID")
@@ -114,11 +120,20 @@ class _Changes:
             self._client.execute_command("CLIENT", "TRACKING", "OFF")
 
     def take(self) -> set[bytes]:
-        """Return all keys that have changed until now, since the last call.
+        """Return all keys that have changed until now, since the last mark."""
+        self.mark()
+        return self.take_marked()
 
-        The server sends the marker after the names of what changed before it.
+    def mark(self) -> None:
+        """Mark this moment: the server sends the mark after the names of what changed before.
+
+        Not if another client's command is in the same round of the server's event loop. So what
+        matters is a reply of the server, received before this call.
         """
-        self._client.publish(self._marker, b"")
+        self._publisher.publish(self._marker, b"")
+
+    def take_marked(self) -> set[bytes]:
+        """Return all keys that have changed until the mark, since the one before."""
         changed: set[bytes] = set()
         while True:
             message = self._messages.get_message(timeout=TIMEOUT_SECONDS)
@@ -163,27 +178,35 @@ def dump_store(client: Any, file: BinaryIO) -> StoreState:
     with _Changes(client) as changes:
         count = 0
         for batch in _scan(client):
-            wanted = _without_volatile(batch)
-            count += len(wanted)
-            _copy(client, wanted, writer)
+            kept = _without_volatile(batch)
+            count += len(kept)
+            _copy(client, kept, writer)
         changed = changes.take()
         for _ in range(MAX_ROUNDS):
             if len(changed) <= MAX_CHANGED:
                 break
             _copy(client, _without_volatile(changed), writer)
             changed = changes.take()
+        # Keys that are likely to change again. Many make it likely that no other one changes; few
+        # make the script short. Which is better depends on the load, so the limit varies.
+        busy: set[bytes] = set()
+        limits = cycle(BUSY)
+        limit = next(limits)
         for _ in range(MAX_TRIES):
-            wanted = _without_volatile(changed)
-            values, used, reserved = _read_at_once(client, wanted)
-            # Whatever else has changed was perhaps copied before its change, perhaps after.
-            later = changes.take()
-            if not {*_without_volatile(later)} - {*wanted}:
+            # No key outside `wanted` may change between this and the script, which follows at once.
+            changed |= changes.take()
+            wanted = busy.union(_without_volatile(changed))
+            records, used, reserved = _read_at_once(client, [*wanted], changes.mark)
+            changed = changes.take_marked()
+            for record in records:
+                writer.add(*record)
+            if wanted.issuperset(_without_volatile(changed)):
                 break
-            changed |= later
+            busy = wanted
+            if len(busy) > limit:
+                busy, limit = set(), next(limits)
         else:
             raise errors.Unavailable("The store changes too quickly for a backup; try again.")
-    for key, value, expires_ms in values:
-        writer.add(key, value, expires_ms)
     writer.end()
     decode = {digest.decode("ascii", "replace") for digest in used}
     return StoreState(
@@ -211,26 +234,33 @@ def _scan(client: Any) -> Iterator[list[bytes]]:
 
 
 def _copy(client: Any, keys: list[bytes], writer: _Writer) -> None:
-    """Copy keys, each at its own moment."""
+    """Copy keys, each batch at its own moment."""
     for start in range(0, len(keys), BATCH_KEYS):
         batch = keys[start : start + BATCH_KEYS]
-        answers = client.eval(_READ, len(batch), *batch)
-        for key, value, expires_ms in zip(batch, answers[::2], answers[1::2], strict=True):
-            writer.add(key, value, expires_ms)
+        for record in _split_answers(batch, client.eval(_READ, len(batch), *batch)):
+            writer.add(*record)
 
 
 def _read_at_once(
-    client: Any, keys: list[bytes]
+    client: Any, keys: list[bytes], on_reply: Callable[[], None]
 ) -> tuple[list[tuple[bytes, bytes | None, int]], list[bytes], list[bytes]]:
-    """Return keys with values and times, and the digests of used and of reserved blobs."""
-    with client.pipeline(transaction=True) as pipe:
-        for key in keys:
-            pipe.dump(key)
-            pipe.pexpiretime(key)
-        pipe.hkeys(f"{PREFIX}refs")
-        pipe.zrange(f"{PREFIX}orphans", 0, -1)
-        *answers, used, reserved = pipe.execute()
-    return list(zip(keys, answers[::2], answers[1::2], strict=True)), used, reserved
+    """Return keys with values and times, and the digests of used and of reserved blobs.
+
+    `on_reply` is called as soon as the reply begins to arrive; a large one takes longer.
+    """
+    connection = client.connection
+    connection.send_command(
+        "EVAL", _READ_AT_ONCE, len(keys), *keys, f"{PREFIX}refs", f"{PREFIX}orphans"
+    )
+    if not connection.can_read(TIMEOUT_SECONDS):
+        raise errors.StoreUnavailable()
+    on_reply()
+    answers, used, reserved = client.parse_response(connection, "EVAL")
+    return _split_answers(keys, answers), used, reserved
+
+
+def _split_answers(keys: list[bytes], answers: list[Any]) -> list[tuple[bytes, bytes | None, int]]:
+    return list(zip(keys, answers[::2], answers[1::2], strict=True))
 
 
 # ---------------------------------------------------------------------- restore
