@@ -37,7 +37,7 @@ Layer = Literal[
 ]  # fmt: skip
 MAX_STYLES = 8
 
-STYLE_WEIGHT = 22.0
+STYLE_WEIGHT = 26.0
 STYLE_WEIGHT_GATYS = 1e6  # for the paper's raw sums; a compromise over sizes
 # What the paper has where the default of `objective=relative` departs from it.
 GATYS_DEFAULTS: Mapping[str, Any] = {
@@ -202,8 +202,9 @@ class StyleSpec(BaseModel):
     init: Literal["content", "noise", "style", "picture"] = Field(
         "content",
         title="Start from",
-        description="The initial image: the photo, white noise, the first painting, or the picture "
-        "sent as init_image.",
+        description="The initial image: the photo (by the default method with the colors and the "
+        "contrast of the paintings), white noise, the first painting, or the picture sent as "
+        "init_image.",
     )
     seed: int = Field(
         0,

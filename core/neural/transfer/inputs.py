@@ -27,11 +27,15 @@ from core.neural.transfer.objective import (
 from core.neural.transfer.regions import SIDE_PX, RegionMap, find_regions
 from core.neural.transfer.style_cache import StyleCache
 from core.neural.vgg import Network
-from core.style.schedule import Scale
+from core.style.schedule import Scale, adds_detail
 from core.style.spec import GRID_PX, MIN_RESULT_SIDE_PX, StyleSpec
 
 # Long side of a painting at most: a larger one costs memory and shows the network no other strokes.
 MAX_PAINTING_PX = 4096
+
+# What a run starts with matters for the coarse scale; a larger picture only takes memory.
+_START_PX = 256
+_FULL_START_BETA = 1.0  # with less weight of the style, its colors show in part only
 
 # Share of white noise in the first image with a seed that is not 0.
 VARIATION = 0.1
@@ -142,7 +146,7 @@ class StyleInputs:
         if spec.beta:
             # One painting at a time: each may be as large as the result.
             for index, picture in enumerate(self.styles):
-                size = style_size(*picture.size, spec, scale)
+                size = style_size(*picture.size, spec, scale.long_side)
                 painting = self._painting(index, size, network.device)
                 painting = _match_colors(photo, painting, spec)
                 parts = [
@@ -186,14 +190,15 @@ class StyleInputs:
         """The first image, (1, 3, H, W) in [0, 1], of the photo's size with a margin.
 
         By `spec.init`: the photo, white noise, the first painting, or the initial picture. Photo
-        and painting come with a little noise if `spec.seed` is not 0.
+        and painting come with a little noise if `spec.seed` is not 0. With the default method the
+        photo has the colors and the contrast of the paintings already.
         """
         margin = Margin.of_image(photo.shape[2], photo.shape[3], spec)
         return margin.mirror(self._first_picture(photo, spec))
 
     def _first_picture(self, photo: Tensor, spec: StyleSpec) -> Tensor:
         if spec.init == "content":
-            return self._vary(photo, spec)
+            return self._vary(self._approach_styles(photo, spec), spec)
         if spec.init == "noise":
             return self._white_noise(photo, spec)
         size = (photo.shape[3], photo.shape[2])
@@ -206,6 +211,43 @@ class StyleInputs:
         elif spec.init == "style":
             image = _match_colors(photo, image, spec)
         return self._vary(image, spec) if spec.init == "style" else image
+
+    def _approach_styles(self, photo: Tensor, spec: StyleSpec) -> Tensor:
+        """The photo with the colors and the contrast of the paintings, each in its mask.
+
+        A departure from the paper, which begins with the photo itself: half of the iterations then
+        change its colors, and deform it meanwhile. Where the style weighs little, or no layer sees
+        colors, the photo stays.
+        """
+        amount = min(1.0, spec.beta / _FULL_START_BETA)
+        if not (adds_detail(spec) and amount and _sees_color(spec)):
+            return photo
+        height, width = photo.shape[2:]
+        factor = min(1.0, _START_PX / max(height, width))
+        size = (round(width * factor), round(height * factor))
+        small = photo if factor == 1 else pixels.reduce(photo, size)
+        image = small.lerp(self._match_styles(small, spec), amount)
+        if factor == 1:
+            return image
+        return pixels.add_detail(pixels.enlarge(image, (width, height)), photo, small.shape[2:])
+
+    def _match_styles(self, photo: Tensor, spec: StyleSpec) -> Tensor:
+        """A mixture of what `match_detail` makes of the photo with each painting."""
+        size = (photo.shape[3], photo.shape[2])
+        result = torch.zeros_like(photo)
+        rest = torch.ones_like(photo[:, :1])  # how much of each pixel is not painted yet
+        for index, share in enumerate(spec.style_weights):
+            painting_size = style_size(*self.styles[index].size, spec, max(size))
+            painting = self._painting(index, painting_size, photo.device)
+            part = torch.full_like(rest, share)
+            if self.masks:
+                part = len(self.masks) * part * pixels.to_guide(self.masks[index], size).to(part)
+            part = part.minimum(rest)
+            matched = pixels.match_detail(photo, _match_colors(photo, painting, spec))
+            result += part * matched
+            rest -= part
+        result += rest * photo
+        return pixels.luminance(result) if self.is_gray(spec) else result
 
     def _white_noise(self, like: Tensor, spec: StyleSpec) -> Tensor:
         """Uniform noise in [0, 1] of the shape of an image; gray where the image is gray."""
@@ -298,14 +340,16 @@ def _clustered_size(width: int, height: int) -> tuple[int, int]:
     return across * GRID_PX, down * GRID_PX
 
 
-def style_size(width: int, height: int, spec: StyleSpec, scale: Scale) -> tuple[int, int]:
+def style_size(width: int, height: int, spec: StyleSpec, long_side: int) -> tuple[int, int]:
     """Width and height of a painting in px: its long side is the scale's times `style_scale`.
+
+    long_side: of the scale.
 
     This ratio sets the size of the strokes (Gatys et al. 2017, "Controlling Perceptual Factors",
     section 6). A smaller painting is not enlarged to the scale, because that blurs its strokes:
     `style_scale` then counts from its own size. Its short side is at least what the network needs.
     """
-    wanted = min(scale.long_side * spec.style_scale, MAX_PAINTING_PX) / max(width, height)
+    wanted = min(long_side * spec.style_scale, MAX_PAINTING_PX) / max(width, height)
     factor = max(min(wanted, spec.style_scale), MIN_RESULT_SIDE_PX / min(width, height))
     return round(width * factor), round(height * factor)
 
@@ -319,3 +363,12 @@ def _match_colors(photo: Tensor, painting: Tensor, spec: StyleSpec) -> Tensor:
     if spec.preserve_color == "histogram":
         return pixels.match_histogram(painting, photo)
     return painting
+
+
+def _sees_color(spec: StyleSpec) -> bool:
+    """Whether the style has layers that follow colors, not only shapes."""
+    return any(
+        weight
+        for layer, weight in spec.style_layers.items()
+        if layer.startswith(("relu1_", "relu2_"))
+    )

@@ -317,7 +317,7 @@ class _ScaleCost:
         self._layers = {*self._content_layers, *self._style_layers}
         self._paintings: list[Margin] = []
         if self._style_layers:
-            sizes = [style_size(*size, spec, scale) for size in styles]
+            sizes = [style_size(*size, spec, scale.long_side) for size in styles]
             self._paintings = [Margin.of_painting(down, across, spec) for across, down in sizes]
         self._read_px: dict[tuple[int | None, int], list[int]] = {}  # by tile_px and halo
 

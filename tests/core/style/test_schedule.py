@@ -23,7 +23,7 @@ def test_scales_double_from_128_px_and_the_finer_ones_take_half_the_iterations()
     scales = schedule(parse_spec({"size": 512}), 1024, 768)
 
     assert [scale.size for scale in scales] == [(128, 96), (256, 192), (512, 384)]
-    assert [scale.iterations for scale in scales] == [45, 22, 22]
+    assert [scale.iterations for scale in scales] == [32, 16, 16]
     assert [scale.is_finer for scale in scales] == [False, True, True]
 
 
@@ -57,9 +57,13 @@ def test_quality_sets_the_iterations_and_iterations_overrides_it() -> None:
         [scale.iterations for scale in schedule(parse_spec({"size": 384, "quality": q}), 4, 3)]
         for q in ("draft", "standard", "fine")
     ]
+    noise = schedule(
+        parse_spec({"size": 384, "quality": "draft", "scales": 1, "init": "noise"}), 4, 3
+    )
     given = schedule(parse_spec({"size": 384, "quality": "fine", "iterations": 11}), 4, 3)
 
-    assert counts == [[24, 12, 12], [45, 22, 22], [135, 67, 67]]
+    assert counts == [[20, 10, 10], [32, 16, 16], [96, 48, 48]]
+    assert noise[0].iterations == 4 * 28
     assert [scale.iterations for scale in given] == [11, 5, 11]
 
 

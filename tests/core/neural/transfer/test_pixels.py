@@ -3,6 +3,8 @@
 import numpy as np
 import torch
 from PIL import Image
+from torch import Tensor
+from torch.nn import functional
 
 from core.neural.transfer import pixels
 
@@ -81,6 +83,33 @@ def test_colors_that_match_already_stay_unchanged() -> None:
     content = _noise(40, 40) * 0.5 + 0.2
 
     assert torch.allclose(pixels.match_color(content, content), content, atol=1e-3)
+
+
+def _octave_deviations(image: Tensor) -> list[float]:
+    octaves, _ = pixels._split_octaves(pixels.luminance(image))
+    return [float(octave.std()) for octave in octaves]
+
+
+def test_matched_detail_has_the_paintings_colors_and_contrast_and_the_images_shapes() -> None:
+    photo = functional.avg_pool2d(_noise(72, 88), 9, 1)
+    painting = 0.8 * _noise(48, 48, 1) + functional.avg_pool2d(_noise(72, 72, 2), 25, 1)
+    painting *= torch.tensor([0.9, 0.6, 0.2]).view(1, 3, 1, 1)
+    recolored, matched = (
+        match(photo, painting) for match in (pixels.match_color, pixels.match_detail)
+    )
+
+    assert torch.allclose(matched.mean((2, 3)), painting.mean((2, 3)), atol=0.04)
+    before, wanted, after = map(_octave_deviations, (recolored, painting, matched))
+    assert all(abs(c - b) < abs(a - b) for a, b, c in zip(before, wanted, after, strict=True))
+    gray = torch.stack([pixels.luminance(one)[0, 0].flatten() for one in (photo, matched)])
+    assert torch.corrcoef(gray)[0, 1] > 0.8
+
+
+def test_matched_detail_does_not_show_the_noise_of_a_plain_picture() -> None:
+    plain = 0.5 + (_noise(64, 64) - 0.5) / 128
+    matched = pixels.match_detail(plain, _noise(64, 64, 1))
+
+    assert float(matched.std((2, 3)).max()) < 6 * float(plain.std((2, 3)).max())
 
 
 def test_a_matched_histogram_is_the_contents_in_every_channel() -> None:

@@ -320,7 +320,7 @@ def test_a_scale_that_still_gains_takes_all_its_iterations(
 ) -> None:
     spec = parse_spec({"size": 64, "quality": "draft"})
 
-    assert stylize(StyleInputs(photo, [painting]), spec, tiny_vgg16).iterations == 24
+    assert stylize(StyleInputs(photo, [painting]), spec, tiny_vgg16).iterations == 20
 
 
 @pytest.mark.parametrize("architecture", ["vgg11", "vgg13"])
@@ -378,7 +378,7 @@ def test_the_painting_in_its_own_style_stays_as_it_is(
     spec = parse_spec({"size": 96, "scales": 2, "iterations": 4})
     result = stylize(StyleInputs(painting, [painting]), spec, tiny_vgg16)
 
-    assert result.losses["total"] == 0
+    assert result.losses["total"] < 1e-9
     assert ImageChops.difference(result.picture, painting).getbbox() is None
 
 

@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 import torch
 from PIL import Image, ImageChops, ImageOps, ImageStat
+from torch import Tensor
 
 from core import errors
 from core.images.frame import find_painting
@@ -16,7 +17,6 @@ from core.neural.transfer.inputs import StyleInputs, style_size
 from core.neural.transfer.margin import Margin
 from core.neural.transfer.stylize import stylize
 from core.neural.vgg import Network
-from core.style.schedule import Scale
 from core.style.spec import StyleSpec, parse_spec
 
 
@@ -56,7 +56,7 @@ def test_each_seed_gives_another_picture_and_seed_0_begins_with_the_picture_itse
     photo: Image.Image, painting: Image.Image, tiny_vgg16: Network, init: str
 ) -> None:
     inputs, image = StyleInputs(photo, [painting]), pixels.to_image(photo, (64, 48))
-    spec = StyleSpec(size=64, init=init)
+    spec = StyleSpec(size=64, init=init, objective="gatys")
     margin = Margin.of_image(48, 64, spec)
     begun = [
         margin.cut(inputs.initial_image(image, spec.model_copy(update={"seed": seed})))
@@ -73,6 +73,70 @@ def test_each_seed_gives_another_picture_and_seed_0_begins_with_the_picture_itse
     )
     assert one.tobytes() == again.tobytes()
     assert ImageStat.Stat(ImageChops.difference(one, two)).mean[0] > 3
+
+
+def _first_image(inputs: StyleInputs, width: int, height: int, **parameters: Any) -> Tensor:
+    spec = inputs.fit_spec(parse_spec({"size": width, **parameters}))
+    photo = inputs.photo_at((width, height), spec)
+    return Margin.of_image(height, width, spec).cut(inputs.initial_image(photo, spec))
+
+
+@pytest.mark.parametrize(
+    ("parameters", "has_painted_colors"),
+    [
+        ({}, True),
+        ({"strength": "0.3"}, True),
+        ({"strength": "0"}, False),
+        ({"objective": "gatys"}, False),
+        ({"optimizer": "adam"}, False),
+        ({"style_layers": "relu4_1"}, False),
+        ({"preserve_color": "match"}, False),
+    ],
+    ids=str,
+)
+def test_the_first_image_has_the_paintings_colors_where_the_style_asks_for_them(
+    photo: Image.Image, parameters: dict[str, str], has_painted_colors: bool
+) -> None:
+    noise = Image.effect_noise((64, 64), 40)
+    red = Image.merge("RGB", [noise, *[noise.point(lambda level: level // 8)] * 2])
+    inputs = StyleInputs(photo, [red])
+    image = _first_image(inputs, 64, 48, **parameters)
+    color = (image if has_painted_colors else pixels.to_image(photo, (64, 48))).mean((0, 2, 3))
+
+    wanted = pixels.to_image(red).mean((0, 2, 3))
+    assert torch.allclose(image.mean((0, 2, 3)), color, atol=0.03)
+    assert (float((color - wanted).abs().max()) < 0.1) == has_painted_colors
+
+
+def test_the_first_image_has_each_paintings_colors_in_its_mask(photo: Image.Image) -> None:
+    paintings = [Image.new("RGB", (64, 64), color) for color in ("#c01010", "#1010c0")]
+    left = Image.new("L", (64, 48))
+    left.paste(255, (0, 0, 20, 48))
+    right = Image.new("L", (64, 48))
+    right.paste(255, (44, 0, 64, 48))
+    image = _first_image(StyleInputs(photo, paintings, [left, right]), 64, 48)
+
+    first, middle, last = (image[0, :, :, one : one + 16].mean((1, 2)) for one in (0, 24, 48))
+    assert first[0] > 3 * first[2]
+    assert last[2] > 3 * last[0]
+    itself = pixels.to_image(photo, (64, 48))[0, :, :, 24:40].mean((1, 2))
+    assert torch.allclose(middle, itself, atol=0.01)
+
+
+def test_a_large_first_image_changes_its_colors_and_keeps_its_finest_detail(
+    photo: Image.Image,
+) -> None:
+    """It is made at 256 px: at 8192 px, pyramids of the whole would not fit."""
+    large = photo.resize((1024, 768), Image.Resampling.BICUBIC)
+    large.putpixel((500, 300), (255, 255, 255))
+    large.putpixel((501, 300), (0, 0, 0))
+    painting = Image.new("RGB", (64, 64), "#206080")
+    image = _first_image(StyleInputs(large, [painting]), 1024, 768, scales="1")
+
+    assert torch.allclose(
+        image.mean((0, 2, 3)), pixels.to_image(painting).mean((0, 2, 3)), atol=0.1
+    )
+    assert float((image[..., 300, 500] - image[..., 300, 501]).min()) > 0.3
 
 
 def test_a_seed_leaves_a_picture_that_is_continued_as_it_is(
@@ -181,7 +245,7 @@ def test_what_a_style_mask_hides_changes_no_bit(
 
 def test_style_scale_changes_the_size_of_a_small_painting_too() -> None:
     def size(style_scale: float, painting: tuple[int, int] = (48, 36)) -> tuple[int, int]:
-        return style_size(*painting, StyleSpec(style_scale=style_scale), Scale(256, 192, 1))
+        return style_size(*painting, StyleSpec(style_scale=style_scale), 256)
 
     assert [size(1), size(2), size(4)] == [(48, 36), (96, 72), (192, 144)]
     assert [size(1, (120, 90)), size(0.5, (120, 90))] == [(120, 90), (60, 45)]
