@@ -411,7 +411,7 @@ function describeJob(job) {
 }
 
 // The settings that a user chooses, in words, and what the run left out by itself.
-function describeSettings({ input: { spec, masks }, progress }) {
+function describeSettings({ input: { spec, masks, style_masks }, progress }) {
   const parts = [
     t("settings.strength", { percent: formatPercent(spec.strength) }),
     t("settings.brush", { scale: formatNumber(spec.style_scale, 2) }),
@@ -419,7 +419,7 @@ function describeSettings({ input: { spec, masks }, progress }) {
     ...["quality", "preserve_color"]
       .filter((name) => spec[name] !== form.parameters[name].default)
       .map((name) => t("pictureNamed", { kind: labelOf(name), name: nameValue(name, spec[name]) })),
-    masks.length ? t("settings.masks") : "",
+    masks.length || style_masks.length ? t("settings.masks") : "",
     progress?.style_crops?.some(Boolean) ? t("settings.frameLeftOut") : "",
   ];
   return parts.filter(Boolean).join(" · ");

@@ -1,5 +1,6 @@
-// Masks: where on the photo each style applies. The user paints them on the canvas, in one color
-// per style. Without any mask the styles apply everywhere.
+// Masks: where on the photo each style applies, and which part of the style's picture it is. The
+// user paints them on the canvas, in one color per style. Without any mask a style applies
+// everywhere, with its whole picture.
 
 import { getBlob } from "./api.js";
 import {
@@ -10,7 +11,9 @@ import { t } from "./text.js";
 
 const LONG_SIDE = 512;  // of a mask; the service scales it to the photo
 const KEY_STEP = 1 / 25;  // of the photo's side, per press of an arrow key
+const MAX_LONG_SIDE = 1024;  // of an earlier job's mask while it is edited: undo keeps copies
 const MAX_UNDO = 30;
+const SIDES = ["photo", "style"];  // the picture that a mask lies on
 // One color per style, far apart in hue and in lightness.
 export const COLORS = [
   "#2f6fed", "#e0762b", "#1a9e5c", "#c13a8b", "#d4b106", "#7a4ad8", "#0aa5b5", "#b23a2e"];
@@ -25,13 +28,15 @@ export class MaskEditor extends EventTarget {
   // photo, style: the pickers. getRatio(): width / height of the photo on the canvas.
   constructor(photo, style, getRatio) {
     super();
-    // canvases, digests: by the picture of the style. undone, done: earlier and later states.
-    Object.assign(this, { photo, style, getRatio, canvases: new Map(), digests: new Map() });
-    Object.assign(this, { done: [], undone: [], selected: null, isOpen: false });
+    Object.assign(this, { photo, style, getRatio, isOpen: false });
+    this.#reset();
     this.overlay = byId("mask-overlay");
     let lastPhoto = null;
     photo.addEventListener("change", () => {
-      if (lastPhoto && lastPhoto !== photo.pictures[0]) this.clear();
+      if (lastPhoto && lastPhoto !== photo.pictures[0]) {
+        this.#reset({ style: this.state.style });
+        this.render();
+      }
       lastPhoto = photo.pictures[0];
     });
     style.addEventListener("change", () => this.render());
@@ -39,7 +44,8 @@ export class MaskEditor extends EventTarget {
     onClick("open-mask", () => (this.isOpen ? this.close() : this.open()));
     onClick("remove-mask", () => { this.clear(); byId("open-mask").focus(); });
     onClick("mask-done", () => { this.close(); byId("open-mask").focus(); });
-    onClick("mask-clear", () => this.#change(() => this.canvases.delete(this.selected)));
+    for (const side of SIDES) onClick(`mask-on-${side}`, () => this.#select({ side }));
+    onClick("mask-clear", () => this.#change(() => this.canvases.delete(this.state.selected)));
     onClick("mask-fill", () => this.#fill("source-over"));
     onClick("mask-invert", () => this.#fill("xor"));
     onClick("mask-undo", () => this.#restore(this.done, this.undone));
@@ -66,14 +72,36 @@ export class MaskEditor extends EventTarget {
     byId("mask-layer").style.setProperty("--brush", `${percent}%`);
   }
 
-  get hasMasks() { return this.style.pictures.some((picture) => this.canvases.has(picture)); }
+  // state: the masks of each side, by the picture of the style, and what the canvas shows of them.
+  // A mask of an earlier state does not change. done, undone: earlier and later states.
+  #reset({ photo = new Map(), style = new Map() } = {}) {
+    const { side = "photo", selected = null } = this.state ?? {};
+    Object.assign(this, { state: { photo, style, side, selected }, done: [], undone: [] });
+  }
+
+  get canvases() { return this.state[this.state.side]; }
+
+  get masked() {
+    return this.style.pictures.filter((one) => SIDES.some((side) => this.state[side].has(one)));
+  }
+
+  get hasMasks() { return this.masked.length > 0; }
+
+  // The style whose picture the canvas is to show in place of the photo, or null.
+  get shownStyle() {
+    return this.isOpen && this.state.side === "style" ? this.state.selected : null;
+  }
+
+  #select(changes) {
+    Object.assign(this.state, changes);
+    this.notifyChange();
+    byId("mask-layer").focus();
+  }
 
   open() {
     this.isOpen = true;
-    [this.selected] = this.style.pictures;
     this.render();
-    this.notifyChange();
-    byId("mask-layer").focus();
+    this.#select({ side: "photo", selected: this.style.pictures[0] });
   }
 
   close() {
@@ -84,39 +112,43 @@ export class MaskEditor extends EventTarget {
   }
 
   clear() {
-    this.canvases.clear();
-    this.digests.clear();
-    Object.assign(this, { done: [], undone: [] });
+    this.#reset();
     this.render();
     this.notifyChange();
   }
 
   notifyChange() { this.dispatchEvent(new Event("change")); }
 
-  // Shows all masks at once, each in the color of its style, and the tools.
+  // Shows all masks of the photo at once, each in the color of its style, or that of one style's
+  // picture; and the tools.
   render() {
-    const { pictures } = this.style, { overlay } = this;
-    if (!pictures.includes(this.selected)) [this.selected] = pictures;
+    const { overlay, state } = this, { pictures } = this.style;
+    if (!pictures.includes(state.selected)) [state.selected] = pictures;
     document.body.classList.toggle("masking", this.isOpen);
     setVisible(byId("mask-tools"), this.isOpen);
     setVisible(byId("mask-layer"), this.isOpen);
     byId("open-mask").setAttribute("aria-pressed", this.isOpen);
-    setText("mask-hint", t("maskHint", { style: this.selected?.name }));
+    const shown = this.shownStyle, { name } = state.selected ?? {};
+    setText("mask-hint", t(shown ? "maskHintStyle" : "maskHint", { style: name }));
+    for (const side of SIDES) {
+      byId(`mask-on-${side}`).setAttribute("aria-pressed", side === state.side);
+    }
     this.#setBrush();
-    const names = pictures.filter((picture) => this.canvases.has(picture)).map(({ name }) => name);
-    byId("mask-state").textContent = names.length
-      ? t("maskOn", { names: new Intl.ListFormat(document.documentElement.lang).format(names) }) : "";
-    setVisible(byId("mask-chip"), names.length);
+    const names = new Intl.ListFormat(document.documentElement.lang).format(
+      this.masked.map((picture) => picture.name));
+    setText("mask-state", names && t("maskOn", { names }));
+    setVisible(byId("mask-chip"), names);
     byId("mask-undo").disabled = !this.done.length;
     byId("mask-redo").disabled = !this.undone.length;
     this.#renderStyles(pictures);
-    const masked = pictures.map((picture) => this.canvases.get(picture));
-    setVisible(overlay, masked.some(Boolean));
-    const first = masked.find(Boolean);
+    const masks = pictures.map((picture) =>
+      (shown ? picture === shown && state.style.get(picture) : state.photo.get(picture)));
+    const first = masks.find(Boolean);
+    setVisible(overlay, first);
     if (!first) return;
     Object.assign(overlay, { width: first.width, height: first.height });
     const context = overlay.getContext("2d"), tinted = createElement("canvas");
-    masked.forEach((mask, i) => {
+    masks.forEach((mask, i) => {
       if (!mask) return;
       Object.assign(tinted, { width: overlay.width, height: overlay.height });
       const tint = tinted.getContext("2d");
@@ -128,13 +160,12 @@ export class MaskEditor extends EventTarget {
   }
 
   #renderStyles(pictures) {
-    const buttons = pictures.map((picture, i) => {
+    const buttons = pictures.map((selected, i) => {
       const swatch = createElement("span", { className: "swatch" });
       swatch.style.background = COLORS[i];
       return createElement("button", {
-        type: "button", "aria-pressed": picture === this.selected,
-        onclick: () => { this.selected = picture; this.render(); byId("mask-layer").focus(); },
-      }, swatch, picture.name);
+        type: "button", "aria-pressed": selected === this.state.selected,
+        onclick: () => this.#select({ selected }) }, swatch, selected.name);
     });
     byId("mask-styles").replaceChildren(...buttons);
   }
@@ -153,9 +184,8 @@ export class MaskEditor extends EventTarget {
 
   // Draws into the selected mask, which is created if there is none.
   #draw(action) {
-    const canvas = this.canvases.get(this.selected) ?? this.#createCanvas();
-    this.canvases.set(this.selected, canvas);
-    this.digests.delete(this.selected);
+    const { selected } = this.state, canvas = this.canvases.get(selected) ?? this.#createCanvas();
+    this.canvases.set(selected, canvas);
     const context = canvas.getContext("2d");
     context.save();
     action(context, canvas);
@@ -163,25 +193,20 @@ export class MaskEditor extends EventTarget {
     this.render();
   }
 
+  // Begins a new state, whose selected mask may be changed.
   #remember() {
-    this.done = [...this.done.slice(1 - MAX_UNDO), this.#copyState()];
+    const { photo, style, selected } = this.state;
+    this.done = [...this.done.slice(1 - MAX_UNDO), this.state];
     this.undone = [];
-  }
-
-  #copyState() {
-    return new Map([...this.canvases].map(([picture, canvas]) => {
-      const { width, height } = canvas, copy = createElement("canvas", { width, height });
-      copy.getContext("2d").drawImage(canvas, 0, 0);
-      return [picture, copy];
-    }));
+    this.state = { ...this.state, photo: new Map(photo), style: new Map(style) };
+    const canvas = this.canvases.get(selected);
+    if (canvas) this.canvases.set(selected, copyCanvas(canvas));
   }
 
   #restore(from, to) {
-    const state = from.pop();
-    if (!state) return;
-    to.push(this.#copyState());
-    this.canvases = state;
-    this.digests.clear();
+    if (!from.length) return;
+    to.push(this.state);
+    this.state = from.pop();
     this.render();
     this.notifyChange();
   }
@@ -207,9 +232,10 @@ export class MaskEditor extends EventTarget {
     if (!file) return;
     try {
       const bitmap = await createImageBitmap(file);
-      this.#change(() => this.#draw((context, { width, height }) => {
-        context.clearRect(0, 0, width, height);
-        drawAsAlpha(bitmap, context, width, height);
+      this.#change(() => this.#draw((context, canvas) => {
+        context.clearRect(0, 0, canvas.width, canvas.height);
+        context.drawImage(bitmap, 0, 0, canvas.width, canvas.height);
+        toAlpha(canvas);
       }));
     } catch { showError(byId("submit-error"), t("maskNotRead", { name: file.name })); }
   }
@@ -272,7 +298,7 @@ export class MaskEditor extends EventTarget {
 
   // The share of the photo that the selected mask covers, in percent.
   measure() {
-    const canvas = this.canvases.get(this.selected);
+    const canvas = this.canvases.get(this.state.selected);
     if (!canvas) return 0;
     const { data } = canvas.getContext("2d").getImageData(0, 0, canvas.width, canvas.height);
     let sum = 0;
@@ -281,44 +307,58 @@ export class MaskEditor extends EventTarget {
   }
 
   // Sets the masks of an earlier job or draft, in the order of its styles: digests, or blobs.
-  async loadMasks(sources) {
+  // What the browser cannot read, such as a TIFF, is shown as white; the job gets it as it is.
+  async loadMasks(side, sources = []) {
+    const { pictures } = this.style, canvases = this.state[side];
     await Promise.all(sources.map(async (source, i) => {
       if (!source) return;
-      const picture = this.style.pictures[i], isDigest = typeof source === "string";
-      const bitmap = await createImageBitmap(isDigest ? await getBlob(`v1/images/${source}`) : source);
-      const { width, height } = bitmap, canvas = createElement("canvas", { width, height });
-      drawAsAlpha(bitmap, canvas.getContext("2d"), width, height);
-      this.canvases.set(picture, canvas);
-      if (isDigest) this.digests.set(picture, source);
+      const digest = typeof source === "string" ? source : null;
+      const blob = digest ? await getBlob(`v1/images/${digest}`) : source;
+      const bitmap = await createImageBitmap(blob).catch(() => this.#createCanvas("white"));
+      const canvas = copyCanvas(bitmap, MAX_LONG_SIDE);
+      toAlpha(canvas);
+      canvases.set(pictures[i], Object.assign(canvas, { digest }));
     }));
     this.render();
   }
 
-  toBlobs() {
-    return Promise.all(this.style.pictures.map((picture) =>
-      (this.canvases.has(picture) ? encodeCanvas(this.canvases.get(picture)) : null)));
-  }
-
-  // Uploads the masks; returns one digest per style, or null if there is no mask. A style without
-  // a mask gets a white one, because the service takes all or none.
-  async uploadMasks() {
-    const { pictures } = this.style;
-    if (!this.hasMasks) return null;
-    return Promise.all(pictures.map(async (picture) => {
-      const digest = this.digests.get(picture)
-        ?? await uploadCanvas(this.canvases.get(picture) ?? this.#createCanvas("white"));
-      this.digests.set(picture, digest);
-      return digest;
+  toBlobs(side) {
+    return Promise.all(this.style.pictures.map((picture) => {
+      const canvas = this.state[side].get(picture);
+      return canvas ? encodeCanvas(canvas) : null;
     }));
   }
 
+  // Uploads the masks; returns one digest per style, for the sides that have a mask. A style
+  // without a mask gets a white one, because the service takes all or none.
+  async uploadMasks() {
+    const names = { photo: "masks", style: "style_masks" }, { pictures } = this.style;
+    const sides = SIDES.filter((side) => pictures.some((one) => this.state[side].has(one)));
+    return Object.fromEntries(await Promise.all(sides.map(async (side) => {
+      const canvases = pictures.map((one) => this.state[side].get(one) ?? this.#createCanvas("white"));
+      for (const canvas of canvases) canvas.digest ??= await uploadCanvas(canvas);
+      return [names[side], canvases.map(({ digest }) => digest)];
+    })));
+  }
+
   // Makes the next call of `uploadMasks` upload them again.
-  forgetUploads() { this.digests.clear(); }
+  forgetUploads() {
+    for (const side of SIDES) for (const canvas of this.state[side].values()) canvas.digest = null;
+  }
 }
 
-// Draws a mask that is white on black, or white on nothing, as white on nothing.
-function drawAsAlpha(bitmap, context, width, height) {
-  context.drawImage(bitmap, 0, 0, width, height);
+// Copies a canvas or bitmap, with at most so many pixels a side.
+function copyCanvas(source, maxSide = Infinity) {
+  const scale = Math.min(1, maxSide / Math.max(source.width, source.height));
+  const [width, height] = [source.width, source.height].map((px) => Math.ceil(px * scale));
+  const canvas = createElement("canvas", { width, height });
+  canvas.getContext("2d").drawImage(source, 0, 0, width, height);
+  return canvas;
+}
+
+// Makes a mask that is white on black, or white on nothing, one that is white on nothing.
+function toAlpha(canvas) {
+  const context = canvas.getContext("2d"), { width, height } = canvas;
   const pixels = context.getImageData(0, 0, width, height), { data } = pixels;
   for (let i = 0; i < data.length; i += 4) {
     data[i + 3] *= (data[i] * 0.299 + data[i + 1] * 0.587 + data[i + 2] * 0.114) / 255;

@@ -36,7 +36,6 @@ export class SubmitView {
     this.estimate = new Estimate(byId("estimate"));
     this.parameters = null;
     this.initImage = null;  // the digest of an earlier job's initial image
-    this.styleMasks = new Map();  // the digests of an earlier job's, by style
     this.draft = null;  // {photo, style, blob} of "Try all" that the user has picked
     byId("mix-styles").addEventListener("click", () => this.setMixing(!this.style.isMixing));
     byId("try-all").addEventListener("click", onTryAll);
@@ -133,17 +132,19 @@ export class SubmitView {
   showPicture() {
     const [photo] = this.photo.pictures, [style] = this.style.pictures, { viewer } = this;
     if (!this.isOpen || !photo || !style) return;
-    if (!photo.source && !photo.screen) return photo.prepare().then(() => this.showPicture());
+    const shownStyle = this.masks.shownStyle, shown = shownStyle ?? photo;
+    if (!shown.source && !shown.screen) return shown.prepare().then(() => this.showPicture());
     const isSample = Boolean(photo.source && style.source && this.style.pictures.length === 1
       && !this.masks.hasMasks && !this.masks.isOpen);
-    const alt = t("pictureNamed", { kind: t("photo.title"), name: photo.words ?? photo.name });
-    const source = photo.source ? sampleAddress(`${photo.source}-photo.avif`) : photo.screen;
-    viewer.showPhoto(source, alt, photo);
+    const kind = t(shownStyle ? "style.title" : "photo.title");
+    const ofSample = shownStyle ? shown.address : sampleAddress(`${photo.source}-photo.avif`);
+    viewer.showPhoto(shown.source ? ofSample : shown.screen,
+      t("pictureNamed", { kind, name: shown.words ?? shown.name }), shown);
     if (isSample) {
       const name = t("photoInStyle", { photo: photo.name, style: style.name });
       viewer.showPainting(sampleAddress(`${photo.source}-${style.source}.webp`), name, {
         isFinal: false }).then(() => this.#reveal());
-    } else if (this.draft?.photo === photo && this.draft.style === style) {
+    } else if (!shownStyle && this.draft?.photo === photo && this.draft.style === style) {
       viewer.showPainting(this.draft.blob, t("pictureSoFar"), { isFinal: false });
     } else viewer.removePainting();
     this.#showStyleCard(!isSample && !this.masks.isOpen);
@@ -218,12 +219,7 @@ export class SubmitView {
     const onError = (message) => showError(byId("submit-error"), message);
     for (let tries = 0; ; tries++) {
       const [masks, content, ...styles] = await this.uploadAll(pictures);
-      const styleMasks = pictures.slice(1).map((style) => this.styleMasks.get(style));
-      const body = {
-        content, styles, ...options,
-        ...(masks && { masks }),
-        ...(styleMasks.every(Boolean) && { style_masks: styleMasks }),
-      };
+      const body = { content, styles, ...options, ...masks };
       const headers = { "Idempotency-Key": key + tries };
       const submit = async () => (await sendJson("POST", "v1/jobs", body, headers)).json();
       try {
@@ -232,7 +228,6 @@ export class SubmitView {
         if (!["image_not_found", "image_damaged"].includes(error.code) || tries) throw error;
         pictures.forEach((picture) => picture.forgetUpload());
         this.masks.forgetUploads();
-        this.styleMasks.clear();  // only the service had them
       }
     }
   }
@@ -250,9 +245,13 @@ export class SubmitView {
     this.isReused = true;
     await this.load();
     const styleName = (i) => names?.styles[i] ?? t("styleNumber", { n: i + 1 });
-    const find = (picker, digest, name) =>
-      [...picker.own, ...picker.samples].find((picture) => picture.digest === digest)
-        ?? Picture.fromDigest(digest, name);
+    const used = new Set();  // a style may be there twice, with two masks
+    const find = (picker, digest, name) => {
+      const known = [...picker.own, ...picker.samples].find(
+        (picture) => picture.digest === digest && !used.has(picture));
+      used.add(known);
+      return known ?? Picture.fromDigest(digest, name);
+    };
     const [photo, ...chosen] = await Promise.all([
       find(this.photo, content, names?.content ?? t("photo.title")),
       ...styles.map((digest, i) => find(this.style, digest, styleName(i))),
@@ -263,9 +262,9 @@ export class SubmitView {
     this.style.setPictures(chosen, { append: false });
     if (chosen.length > 1) this.styleWeights.setWeights(chosen, spec.style_weights);
     this.initImage = initImage;
-    this.styleMasks = new Map(styleMasks.map((digest, i) => [chosen[i], digest]));
     this.parameters.setSpec(spec);
-    await this.masks.loadMasks(masks);
+    await Promise.all([
+      this.masks.loadMasks("photo", masks), this.masks.loadMasks("style", styleMasks)]);
     this.update();
   }
 
@@ -283,7 +282,8 @@ export class SubmitView {
     saveDraft({
       photo: this.photo.pictures.map(describe), styles: this.style.pictures.map(describe),
       isMixing: this.style.isMixing, changes: this.parameters.changes,
-      initImage: this.initImage, masks: await this.masks.toBlobs(),
+      initImage: this.initImage,
+      masks: await this.masks.toBlobs("photo"), styleMasks: await this.masks.toBlobs("style"),
     });
   }
 
@@ -307,7 +307,8 @@ export class SubmitView {
     const { spec, ...options } = draft.changes;
     this.parameters.setSpec(spec);
     this.parameters.setOptions(options);
-    await this.masks.loadMasks(draft.masks);
+    await this.masks.loadMasks("photo", draft.masks);
+    await this.masks.loadMasks("style", draft.styleMasks);
   }
 }
 

@@ -32,6 +32,8 @@ from page_actions import (
 )
 from PIL import Image
 
+from core.images import codec
+
 pytestmark = [pytest.mark.e2e, needs_chromium]
 
 WATCH_SHIFTS = """
@@ -52,6 +54,13 @@ COUNT_MASKED = """() => {
     if (canvas.hidden) return 0;
     const { data } = canvas.getContext("2d").getImageData(0, 0, canvas.width, canvas.height);
     return data.filter((value, i) => i % 4 === 3 && value > 0).length;
+}"""
+# The overlay's colors at the top and at the bottom, and the picture that it lies on.
+READ_OVERLAY = """() => {
+    const { width, height } = document.querySelector("#mask-overlay");
+    const context = document.querySelector("#mask-overlay").getContext("2d");
+    const at = (y) => [...context.getImageData(width / 2, y, 1, 1).data].slice(0, 3).join();
+    return [at(0), at(height - 1), document.querySelector("#stage img.before").alt];
 }"""
 DROP = """async ([name, type, content, selector]) => {
     const bytes = Uint8Array.from(atob(content), (letter) => letter.charCodeAt(0));
@@ -168,6 +177,47 @@ def test_a_mask_stays_visible_with_a_chip_and_is_not_submitted_after_it_is_remov
     page.click("#submit-job")
     page.wait_for_url(re.compile("/j/job_"))
     assert masks_of(page.url) == []
+
+
+def test_masks_of_a_repeated_job_are_shown_and_edited_on_the_photo_and_on_the_style(
+    open_page: OpenPage, shared_service: Any, unusual_job: Any, until: Any
+) -> None:
+    def shown() -> list[str]:
+        """The colors of the overlay at the top and at the bottom, and what it lies on."""
+        return list(page.evaluate(READ_OVERLAY))
+
+    page = open_page(f"/j/{unusual_job.id}")
+    expect_end(page)
+    page.click("#reuse")
+    expect(page.locator("#mask-chip")).to_be_visible()
+    light, dark = "47,111,237", "0,0,0"  # the gradient is white at the bottom
+    until(lambda: shown() == [dark, light, "Photo: Photo"], "the mask is shown")
+    page.click("#open-mask")
+    expect(page.locator("#mask-undo")).to_be_disabled()
+    page.click("#mask-on-style")
+    until(lambda: shown() == [dark, light, "Style: Style 1"], "that of the style is shown")
+    expect(page.locator("#mask-hint")).to_contain_text("Brush the parts of “Style 1”")
+    page.click("#mask-invert")
+    assert shown()[:2] == [light, dark]
+    page.click("#mask-fill")
+    page.click("#mask-undo")
+    assert shown()[:2] == [light, dark]
+    page.click("#mask-done")
+    until(lambda: shown() == [dark, light, "Photo: Photo"], "the photo is back")
+    page.click("#submit-job")
+    page.wait_for_url(lambda url: "/j/job_" in url and unusual_job.id not in url)
+
+    client, old = shared_service.client, unusual_job.input
+    new = client.job(page.url.rpartition("/")[2]).input
+    assert new.masks == old.masks, "what was not edited is what it was"
+    (inverted,), (first,) = new.style_masks, old.style_masks
+    before, after = (
+        codec.decode(client.image(digest), mask=True)
+        .convert("L")
+        .resize((1, 2), Image.Resampling.BOX)
+        for digest in (first, inverted)
+    )
+    assert [*after.tobytes()] == pytest.approx([255 - value for value in before.tobytes()], abs=3)
 
 
 # ---------------------------------------------------------------------- filmstrip
