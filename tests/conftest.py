@@ -41,6 +41,7 @@ GROUPS = {
     "tests/e2e/test_page_firefox.py": "page",
     "tests/e2e/test_page_hostile.py": "page",
     "tests/e2e/test_page_install.py": "install",
+    "tests/e2e/test_page_layers.py": "page",
     "tests/e2e/test_page_operator.py": "page",
     "tests/e2e/test_page_job.py": "page",
     "tests/e2e/test_page_proxy.py": "page",

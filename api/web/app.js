@@ -9,6 +9,7 @@ import { acceptDropsAndPastes } from "./drop-paste.js";
 import { getNames, History, setNames } from "./history.js";
 import { install } from "./install.js";
 import { JobView } from "./job-view.js";
+import { openAddress } from "./layers.js";
 import { readRecipe } from "./recipe.js";
 import { showTab, SubmitView } from "./submit-view.js";
 import { addLanguageSwitch, loadTexts, t, translatePage } from "./text.js";
@@ -138,13 +139,12 @@ loadTexts().then(() => {
     }
   }
 
-  function navigate(address) {
-    if (address !== location.href) history.pushState(null, "", address);
+  const navigate = (address) => openAddress(address, () => {
     showPath();
     scrollTo(0, 0);
     const heading = document.querySelector(".panel:not([hidden]) h2[tabindex]");
     (heading ?? byId("main")).focus({ preventScroll: true });
-  }
+  });
 
   function showPath() {
     path = getPath();

@@ -3,6 +3,7 @@
 import { getBlob, getJson, sendJson } from "./api.js";
 import { byId, createElement, setText, setVisible, showBlob } from "./dom.js";
 import { hasEnded } from "./job-stream.js";
+import { closeLayer, openLayer } from "./layers.js";
 import { retry, sleep } from "./retry.js";
 import { createKey } from "./submit-view.js";
 import { t } from "./text.js";
@@ -16,7 +17,7 @@ export class BatchView {
   constructor({ onPick, onStarted }) {
     Object.assign(this, { onPick, onStarted });
     this.root = byId("batch");
-    byId("batch-close").addEventListener("click", () => this.close());
+    byId("batch-close").addEventListener("click", this.close);
   }
 
   // Starts a draft for each style. spec: the parameters of the editor; onError(message).
@@ -25,6 +26,7 @@ export class BatchView {
     const { signal } = this.closing = new AbortController();
     const tiles = styles.map((style) => this.#createTile(style));
     byId("batch-tiles").replaceChildren(...tiles.map(({ root }) => root));
+    openLayer(this.close);
     setVisible(this.root, true);
     setText("batch-status", t("uploadingStyles"));
     try {
@@ -49,10 +51,11 @@ export class BatchView {
     }
   }
 
-  close() {
+  close = () => {
     this.closing?.abort();
     setVisible(this.root, false);
-  }
+    closeLayer(this.close);
+  };
 
   #createTile(style) {
     const thumb = createElement("span", { className: "thumb" });

@@ -6,6 +6,7 @@ import {
   byId, createElement, downloadBlob, hideBlob, nameFile, setText, setVisible, showBlob,
 } from "./dom.js";
 import { hasEnded, hasExpiredImages } from "./job-stream.js";
+import { closeLayer, openLayer } from "./layers.js";
 import { retry, sleep } from "./retry.js";
 import { deviceStorage } from "./storage.js";
 import { formatDate, formatPercent, t } from "./text.js";
@@ -301,11 +302,11 @@ export class History {
     const onClick = (name, action) => byId(`selection-${name}`).addEventListener("click", action);
     onClick("compare", () => {
       const ids = this.#picked.map(({ job }) => job.id);
-      this.#setSelecting(false);
+      this.#endSelection();
       this.onCompare(...ids);
     });
     byId("history").addEventListener("keydown", ({ key }) => {
-      if (key === "Escape" && this.isSelecting) this.#setSelecting(false);
+      if (key === "Escape" && this.isSelecting) this.#endSelection();
     });
     onClick("zip", () => this.#downloadZip());
     onClick("delete", () => this.remove(this.#picked.map(({ job }) => job.id)));
@@ -313,7 +314,10 @@ export class History {
 
   get #picked() { return [...this.tiles.values()].filter(({ pick }) => pick.checked); }
 
+  #endSelection = () => this.#setSelecting(false);
+
   #setSelecting(isSelecting) {
+    (isSelecting ? openLayer : closeLayer)(this.#endSelection);
     this.isSelecting = isSelecting;
     if (!isSelecting) for (const { pick } of this.#picked) pick.checked = false;
     this.list.classList.toggle("selecting", isSelecting);

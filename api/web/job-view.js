@@ -12,6 +12,7 @@ import { labelOf, nameValue } from "./form.js";
 import { FramePlayer } from "./frames.js";
 import { nameStatus, titleOf } from "./history.js";
 import { followJob, hasEnded, hasExpiredImages } from "./job-stream.js";
+import { closeLayer, openLayer } from "./layers.js";
 import { shrinkForScreen } from "./picture.js";
 import { retry } from "./retry.js";
 import { form } from "./schema.js";
@@ -49,7 +50,8 @@ export class JobView {
     onClick("pin", () => this.#change("PATCH", this.job.links.self, { pinned: !this.job.pinned }));
     onClick("delete", () => this.onDelete(this.job));
     onClick("show-command", () => this.#showCommand());
-    onClick("close-command", () => byId("command-dialog").close());
+    byId("close-command").addEventListener("click", closeDialog);
+    byId("command-dialog").addEventListener("close", () => closeLayer(closeDialog));
     onClick("copy", copyCommand);
     onClick("timelapse", () => this.frames.downloadTimelapse());
     onClick("notify", () => this.#askToNotify());
@@ -392,8 +394,11 @@ export class JobView {
     setText("command", buildCommand(this.job));
     setText("copy", t("copy"));
     byId("command-dialog").showModal();
+    openLayer(closeDialog);
   }
 }
+
+const closeDialog = () => byId("command-dialog").close();
 
 const createSeed = () => crypto.getRandomValues(new Uint32Array(1))[0];
 

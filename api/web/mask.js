@@ -6,6 +6,7 @@ import { getBlob } from "./api.js";
 import {
   announce, byId, createElement, encodeCanvas, setText, setValueText, setVisible, showError,
 } from "./dom.js";
+import { closeLayer, openLayer } from "./layers.js";
 import { Picture } from "./picture.js";
 import { t } from "./text.js";
 
@@ -100,16 +101,18 @@ export class MaskEditor extends EventTarget {
 
   open() {
     this.isOpen = true;
+    openLayer(this.close);
     this.render();
     this.#select({ side: "photo", selected: this.style.pictures[0] });
   }
 
-  close() {
+  close = () => {
     if (!this.isOpen) return;
     this.isOpen = false;
+    closeLayer(this.close);
     this.render();
     this.notifyChange();
-  }
+  };
 
   clear() {
     this.#reset();

@@ -5,6 +5,7 @@ import {
   announce, byId, createElement, encodeCanvas, hideBlob, makeRoving, setText, setValueText,
   setVisible, showBlob,
 } from "./dom.js";
+import { closeLayer, openLayer } from "./layers.js";
 import { formatPercent, t } from "./text.js";
 
 const MAX_ZOOM = 16, ZOOM_STEP = 1.5, HOLD_MS = 220, MOVE_PX = 5, PAN_STEP = 60, GRIP_PX = 44;
@@ -28,6 +29,9 @@ export class Viewer {
     onClick("side-by-side", () => { this.isSplit = !this.isSplit; this.fit(); });
     onClick("full-screen", () => this.toggleFullScreen());
     setVisible(byId("full-screen"), document.fullscreenEnabled);
+    const exit = () => { if (document.fullscreenElement) document.exitFullscreen(); };
+    document.addEventListener("fullscreenchange", () =>
+      (document.fullscreenElement ? openLayer(exit) : closeLayer(exit)));
     this.#addHold(byId("hold"));
     this.#addHandle(stage.querySelector(".handle"));
     this.#addPointers();
