@@ -52,15 +52,17 @@ loadTexts().then(() => {
   };
   const viewer = new Viewer();
   const editor = new SubmitView(viewer, { onSubmitted: showJob, onTryAll: tryAll });
+  const findPicture = (digest) => {
+    const found = editor.pictures.find((picture) => picture.digest === digest);
+    return found?.screen ?? found?.file ?? null;
+  };
   const films = new History({
+    findPicture,
     onDeleted(ids) { if (ids.some((id) => path.includes(id))) navigate(ROOT.href); },
     onCompare: (a, b) => navigate(resolveAddress(`?compare=${a},${b}`)),
   });
   const jobView = new JobView(viewer, {
-    findPicture(digest) {
-      const found = editor.pictures.find((picture) => picture.digest === digest);
-      return found?.screen ?? found?.file ?? null;
-    },
+    findPicture,
     async onReuse(job, kind) {
       if (kind) await editor.useResult(job, kind);
       else await editor.reuse(job.input, getNames(job.id));

@@ -1,12 +1,13 @@
 // The filmstrip: the jobs that the service has, newest first, a page at a time. The browser only
 // adds the names of the files that it knows.
 
-import { getBlob, getJson, resolveAddress, sendJson } from "./api.js";
+import { getBlob, getJson, request, resolveAddress, sendJson } from "./api.js";
 import {
   byId, createElement, downloadBlob, hideBlob, nameFile, setText, setVisible, showBlob,
 } from "./dom.js";
 import { hasEnded, hasExpiredImages } from "./job-stream.js";
 import { closeLayer, openLayer } from "./layers.js";
+import { shrinkForTile } from "./picture.js";
 import { retry, sleep } from "./retry.js";
 import { deviceStorage } from "./storage.js";
 import { formatDate, formatPercent, t } from "./text.js";
@@ -16,6 +17,7 @@ import { createZip } from "./zip.js";
 const STORAGE_NAME = "impasto history";
 const MAX_NAMES = 300, PAGE_SIZE = 20, POLL_SECONDS = 2, HIDDEN_POLL_SECONDS = 15;
 const UNDO_SECONDS = 10;
+const MAX_PHOTO_BYTES = 8e6, MAX_PHOTOS = 200;  // that are fetched for a tile; that are kept, small
 
 const FILTERS = {
   all: [], active: ["queued", "running"], done: ["succeeded"],
@@ -64,15 +66,18 @@ async function deleteJob(id, options = {}) {
 
 export class History {
   // onDeleted(ids): the jobs are deleted, as far as the user sees. onCompare(a, b): two ids.
-  constructor({ onDeleted, onCompare }) {
-    Object.assign(this, { onDeleted, onCompare, tiles: new Map(), deleted: new Set() });
+  // findPicture(digest): a blob that the page has, or null.
+  constructor({ onDeleted, onCompare, findPicture }) {
+    Object.assign(this, { onDeleted, onCompare, findPicture });
+    Object.assign(this, { tiles: new Map(), deleted: new Set() });
+    Object.assign(this, { photos: new Map(), lastPhoto: Promise.resolve() });  // by digest: small
     this.list = byId("history-list");
     Object.assign(this, { next: null, current: null, isSelecting: false });
     byId("history-filter").addEventListener("change", () => this.load());
     byId("history-more").addEventListener("click", () => this.#loadPage(this.next));
-    new IntersectionObserver(([change]) => {
-      if (change.isIntersecting && this.next && !this.isLoading) this.#loadPage(this.next);
-    }, { root: this.list.parentElement, rootMargin: "0px 400px" }).observe(byId("history-more"));
+    this.end = new IntersectionObserver((changes) => {
+      if (changes.at(-1).isIntersecting && this.next && !this.isLoading) this.#loadPage(this.next);
+    }, { root: this.list.parentElement, rootMargin: "0px 400px" });
     this.visible = new IntersectionObserver((changes) => {
       for (const { target, isIntersecting } of changes) {
         const tile = this.tiles.get(target.dataset.job);
@@ -113,6 +118,9 @@ export class History {
       this.next = next;
       for (const job of jobs) this.#addTile(job);
       setText("history-error", "");
+      // Begins to observe anew: the end may be in view still, or again, which is no change.
+      this.end.disconnect();
+      this.end.observe(byId("history-more"));
     } catch (error) {
       setText("history-error", error.message);
     }
@@ -239,19 +247,44 @@ export class History {
     if (tile?.isSeen) setPicture(tile, name, blob);
   }
 
-  // Fetches the picture if it is another one than the tile shows; not that of the job on the
-  // canvas, which is fetched there.
+  // Fetches the picture if it is another one than the tile shows: the result or the preview, else
+  // the photo. The preview of the job on the canvas is fetched there.
   async #showPicture(tile) {
-    const { job } = tile, { result, preview } = job.links;
-    const name = result ? job.outputs[0].id : preview && !hasExpiredImages(job) && job.preview;
-    if (!name || tile.picture === name || tile.isFetching) return;
-    if (job.id === this.current && !result) return;
+    const { job } = tile, { result } = job.links, { content } = job.input;
+    if (hasExpiredImages(job) || tile.isFetching) return;
+    const preview = job.preview && job.links.preview;
+    const name = (result && job.outputs[0].id) || (preview && job.preview) || content;
+    if (tile.picture === name || (preview && !result && job.id === this.current)) return;
     tile.isFetching = true;
     try {
-      const blob = await getBlob(result ? `${result}?format=webp&width=256` : preview);
-      if (tile.isSeen) setPicture(tile, name, blob);
+      const address = result ? `${result}?format=webp&width=256` : preview;
+      const blob = address ? await getBlob(address) : await this.#loadPhoto(tile, content);
+      if (tile.isSeen && blob) setPicture(tile, name, blob, address ? "" : t("thePhoto"));
     } catch { /* with the next state */ }
     tile.isFetching = false;
+  }
+
+  // Returns a small copy, or null. One after another: a phone cannot decode many photos at once.
+  #loadPhoto(tile, digest) {
+    const { photos } = this;
+    return this.lastPhoto = this.lastPhoto.then(async () => {
+      if (!photos.has(digest) && tile.isSeen) {
+        photos.set(digest, await this.#fetchPhoto(digest).catch(() => null));
+        if (photos.size > MAX_PHOTOS) photos.delete(photos.keys().next().value);
+      }
+      return photos.get(digest);
+    });
+  }
+
+  async #fetchPhoto(digest) {
+    const known = this.findPicture(digest);
+    if (known) return shrinkForTile(known);
+    const response = await request(`v1/images/${digest}`, { cache: "no-cache" });
+    if (response.headers.get("Content-Length") <= MAX_PHOTO_BYTES) {
+      return shrinkForTile(await response.blob());
+    }
+    response.body.cancel();
+    return null;
   }
 
   // Hides the jobs at once, and deletes them when the time to undo is over.
@@ -356,10 +389,12 @@ export class History {
   }
 }
 
-function setPicture(tile, name, blob) {
+// alt: of the photo; the title names a painting.
+function setPicture(tile, name, blob, alt = "") {
   tile.picture = name;
   tile.image ??= createElement("img");
-  showBlob(blob, "", tile.image);
+  tile.image.className = alt && "photo";
+  showBlob(blob, alt, tile.image);
   tile.thumbnail.replaceChildren(tile.image);
 }
 

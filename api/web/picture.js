@@ -8,7 +8,7 @@ import { formatPercent, t, tOr } from "./text.js";
 const MAX_SIDE = 4096;  // of a picture that this page makes smaller to upload it
 // A picture with more pixels is shown smaller: a phone has no memory for 40 megapixels, decoded for
 // its tile and again for the canvas.
-const SCREEN_PIXELS = 12e6, SCREEN_SIDE = 2560;
+const SCREEN_PIXELS = 12e6, SCREEN_SIDE = 2560, TILE_SIDE = 256;
 
 export class Picture {
   constructor(file, name) {
@@ -108,6 +108,9 @@ export async function shrinkForScreen(blob) {
     return await encodeCanvas(await draw(blob, SCREEN_SIDE), "image/webp", 0.9);
   } catch { return blob; }
 }
+
+export const shrinkForTile = async (blob) =>
+  encodeCanvas(await draw(blob, TILE_SIDE), "image/webp", 0.8);
 
 // Returns width and height without decoding the pixels.
 async function measure(blob) {

@@ -317,6 +317,22 @@ def test_a_history_of_10000_jobs_is_shown_page_by_page_and_pictures_are_released
     page.unroute_all(behavior="wait")
 
 
+@pytest.mark.parametrize(("language", "alt"), [("en", "The photo"), ("zh-CN", "照片原图")])
+def test_jobs_without_a_picture_show_their_photo_in_the_filmstrip(
+    visit: OpenPage, client: Client, cancel_job: Any, language: str, alt: str
+) -> None:
+    job_id = cancel_job()
+    page = visit(locale=language)
+    image = tile_of(page, job_id).locator("img.photo")
+    expect(image).to_have_js_property("naturalWidth", 72)
+    assert image.get_attribute("alt") == alt
+    own = _submit(page)
+    image = tile_of(page, own).locator("img.photo")
+    expect(image).to_have_js_property("naturalWidth", 256)
+    expect(tile_of(page, own).locator("a")).to_have_accessible_name(re.compile(alt))
+    assert client.cancel(own).status == "canceled"
+
+
 def test_names_that_are_markup_or_very_long_are_text_and_fit_a_small_phone(
     visit: OpenPage, image_files: dict[str, Path]
 ) -> None:
