@@ -54,7 +54,9 @@ export class ImagePicker extends EventTarget {
   }
 
   addFiles(files) {
-    if (files.length) this.setPictures(files.map((file) => new Picture(file, file.name)));
+    const isPhoto = this.kind === "photo";
+    const pictures = files.map((file) => Object.assign(new Picture(file, file.name), { isPhoto }));
+    if (files.length) this.setPictures(pictures);
   }
 
   findSample(source) { return this.samples.find((sample) => sample.source === source); }

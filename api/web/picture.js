@@ -5,7 +5,9 @@ import { createElement, encodeCanvas, hideBlob, showBlob } from "./dom.js";
 import { form } from "./schema.js";
 import { formatPercent, t, tOr } from "./text.js";
 
-const MAX_SIDE = 4096;  // of a picture that this page makes smaller to upload it
+const MAX_SIDE = 4096;  // of a picture that the service refuses as it is, and of one for a slow
+const SLOW_SIDE = 2048;  // connection; both are made smaller, as JPEG
+const JPEG_QUALITY = 0.92;
 // A picture with more pixels is shown smaller: a phone has no memory for 40 megapixels, decoded for
 // its tile and again for the canvas.
 const SCREEN_PIXELS = 12e6, SCREEN_SIDE = 2560, TILE_SIDE = 256;
@@ -15,8 +17,10 @@ export class Picture {
     Object.assign(this, { file, name: name || t("picture"), source: null });
     // uploading: the pending or successful upload. weight: the share in a mixture, 0 to 100.
     Object.assign(this, { digest: null, uploading: null, weight: 50, error: "", progress: null });
-    // screen: what the page shows, once `prepare` has made it.
+    // screen: what the page shows, once `prepare` has made it. isPhoto: a painting never needs more
+    // of its pixels than its own size. slowSide: of the copy for a slow connection.
     Object.assign(this, { reduced: false, screen: null, onProgress: () => {} });
+    Object.assign(this, { isPhoto: false, slowSide: null });
   }
 
   // A sample of this page; its file is fetched when the service needs it. source: its name.
@@ -57,6 +61,7 @@ export class Picture {
     }
     if (!this.width || this.source) return "";
     const size = t("pixels", { width: this.width, height: this.height });
+    if (this.slowSide) return t("reducedForConnection", { size });
     return this.reduced ? t("reducedTo", { size }) : size;
   }
 
@@ -66,20 +71,45 @@ export class Picture {
     return this.uploading;
   }
 
+  // Makes the next call of `upload` send the photo itself if the painting is to be larger than the
+  // copy that was sent.
+  requireSide(side) {
+    if (!this.slowSide || side <= this.slowSide) return;
+    this.forgetUpload();
+    Object.assign(this, { isPhoto: false, slowSide: null });
+  }
+
   // The browser may read what the service refuses: a BMP, a scan of 100 megapixels. Such an image
-  // is uploaded as a smaller JPEG.
+  // is uploaded as a smaller JPEG. So is a JPEG from a phone, on a slow connection.
   async #upload() {
     if (this.digest) return this.digest;
     if (this.source) this.file ??= await getBlob(this.address);
     await this.file.slice(0, 1).arrayBuffer().catch(() => { throw new Error(t("cannotBeRead")); });
-    const { id, width, height } = this.file.size > form.limits.max_file_bytes
-      ? await this.#send(await this.#shrink())
-      : await this.#send(this.file).catch(async (error) => {
-        if (!["unsupported_image", "image_too_large"].includes(error.code)) throw error;
-        return this.#send(await this.#shrink().catch(() => { throw error; }));
-      });
-    Object.assign(this, { width, height, error: "" });
-    return (this.digest = id);
+    const { id, width, height } = await this.#sendWholeOrSmaller();
+    Object.assign(this, { width, height, error: "", digest: id });
+    this.onProgress();
+    return id;
+  }
+
+  async #sendWholeOrSmaller() {
+    const small = await this.#shrinkForConnection().catch(() => null);
+    if (small) return this.#send(small);
+    if (this.file.size > form.limits.max_file_bytes) return this.#send(await this.#shrink());
+    return this.#send(this.file).catch(async (error) => {
+      if (!["unsupported_image", "image_too_large"].includes(error.code)) throw error;
+      return this.#send(await this.#shrink().catch(() => { throw error; }));
+    });
+  }
+
+  // Returns null for a picture that stays whole: only JPEGs are never transparent.
+  async #shrinkForConnection() {
+    if (!this.isPhoto || this.file.type !== "image/jpeg" || !isConnectionSlow()) return null;
+    const side = Math.min(SLOW_SIDE, form.limits.max_size);
+    if (Math.max(...await measure(this.file)) <= side) return null;
+    const small = await encodeAsJpeg(this.file, side);
+    if (small.size >= this.file.size) return null;
+    this.slowSide = side;
+    return small;
   }
 
   // Makes the next call of `upload` send it again: the service keeps an upload for a day.
@@ -93,11 +123,20 @@ export class Picture {
   }
 
   async #shrink() {
-    const canvas = await draw(this.file, MAX_SIDE, "white");
+    const small = await encodeAsJpeg(this.file, MAX_SIDE);
     this.reduced = true;
-    return encodeCanvas(canvas, "image/jpeg", 0.94);
+    return small;
   }
 }
+
+// Where the browser does not know, the connection counts as fast.
+const isConnectionSlow = () => {
+  const { saveData, effectiveType } = navigator.connection ?? {};
+  return Boolean(saveData) || /[23]g$/.test(effectiveType);
+};
+
+const encodeAsJpeg = async (blob, maxSide) =>
+  encodeCanvas(await draw(blob, maxSide, "white"), "image/jpeg", JPEG_QUALITY);
 
 // Returns the picture itself, or a smaller one if its pixels are too many to show; also itself if
 // the browser cannot read it.

@@ -217,6 +217,7 @@ export class SubmitView {
     const isFinal = ({ code, status }) =>
       code !== "unreachable" && (code !== "unknown" || status < 500);
     const onError = (message) => showError(byId("submit-error"), message);
+    pictures[0].requireSide(options.spec.size ?? form.parameters.size.default);
     for (let tries = 0; ; tries++) {
       const [masks, content, ...styles] = await this.uploadAll(pictures);
       const body = { content, styles, ...options, ...masks };
@@ -277,8 +278,8 @@ export class SubmitView {
   }
 
   async #saveNow() {
-    const describe = ({ source, file, name, digest, width, height, weight }) =>
-      (source ? { source, weight } : { file, name, digest, width, height, weight });
+    const describe = ({ source, file, name, digest, width, height, weight, slowSide }) =>
+      (source ? { source, weight } : { file, name, digest, width, height, weight, slowSide });
     saveDraft({
       photo: this.photo.pictures.map(describe), styles: this.style.pictures.map(describe),
       isMixing: this.style.isMixing, changes: this.parameters.changes,

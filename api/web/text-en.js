@@ -36,6 +36,7 @@ export default {
   sending: "Sending, {percent}",
   pixels: "{width} × {height} px",
   reducedTo: "Reduced to {size}",
+  reducedForConnection: "Reduced to {size} to save data",
   cannotBeRead: "It cannot be read. Is it a folder, or was it changed?",
   notAFile: "That is not an image file. Save the picture first, then drop it here.",
   tooLargeToSave: "This browser cannot save a picture of this size.",

@@ -35,6 +35,7 @@ export default {
   sending: "上传中 {percent}",
   pixels: "{width} × {height}\u00a0像素",
   reducedTo: "已缩小为 {size}",
+  reducedForConnection: "为节省流量，已缩小为 {size}",
   cannotBeRead: "无法读取。选中的可能是文件夹，或者文件已被改动。",
   notAFile: "这不是图片文件。请先把图片存下来，再拖进来。",
   tooLargeToSave: "图片太大，浏览器无法保存。",

@@ -1,5 +1,7 @@
 """The page in a real browser with the real service: images, parameters, submission."""
 
+import io
+import json
 import re
 import shutil
 from pathlib import Path
@@ -192,6 +194,53 @@ def test_an_upload_is_retried_and_shows_why(
     expect(page.locator("#photo .status")).to_have_text("72 × 96 px")
 
     expect(page.locator("#photo .own .remove")).to_be_focused()
+
+
+@pytest.mark.parametrize("connection", [{"effectiveType": "3g"}, {"saveData": True}, None])
+def test_a_large_photo_is_reduced_for_a_slow_connection_only(
+    open_page: OpenPage, shared_service: Any, connection: dict[str, Any] | None
+) -> None:
+    """Upright as it was, and whole for a painting that is larger than the copy."""
+
+    def choose(kind: str, size: tuple[int, int], **options: Any) -> str:
+        file = io.BytesIO()
+        Image.effect_noise(size, 60).convert("RGB").save(file, kind, **options)
+        content = {"name": "a", "mimeType": f"image/{kind.lower()}", "buffer": file.getvalue()}
+        page.set_input_files("#photo input.files", content)
+        expect(page.locator("#photo .status")).to_have_text(re.compile(r"\d+ × \d+ px"))
+        return str(page.locator("#photo .status").text_content())
+
+    page = open_page("/livez")
+    page.add_init_script(
+        "Object.defineProperty(navigator, 'connection', { configurable: true, value: "
+        f"{json.dumps(connection or {'effectiveType': '4g', 'saveData': False})} }})"
+    )
+    page.goto("/")
+    expect(page.locator("#presets button").first).to_be_attached()
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    status = choose("JPEG", (2400, 1200), exif=exif, quality=95)
+    if connection is None:
+        assert status == "1200 × 2400 px"
+        return
+    assert status == "Reduced to 1024 × 2048 px to save data"
+    sent: list[Any] = []
+
+    def record(route: Any) -> None:
+        sent.append(route.request.post_data_json["content"])
+        route.fulfill(status=422, json={"code": "bad_spec", "detail": "Not now."})
+
+    page.route("**/v1/jobs", record)
+    page.click("#submit-job")
+    expect(page.locator("#submit-error")).to_have_text("Not now.")
+    set_parameters(page, size=2200)
+    page.click("#submit-job")
+    expect(page.locator("#photo .status")).to_have_text("1200 × 2400 px")
+    expect(page.locator("#submit-error")).to_have_text("Not now.")
+    sizes = [codec.decode(shared_service.client.image(digest)).size for digest in sent]
+    assert sizes == [(1024, 2048), (1200, 2400)]
+    assert choose("PNG", (2100, 400)) == "2100 × 400 px"
+    assert choose("JPEG", (2000, 400)) == "2000 × 400 px"
 
 
 def test_several_files_at_once_are_mixed(open_page: OpenPage, image_files: dict[str, Path]) -> None:
