@@ -41,7 +41,7 @@ export const describeError = (code, detail) =>
   t(`code.${code}` in dictionary ? `code.${code}` : "serviceSays", { detail });
 
 // Fills elements that name a key: data-text for the content, data-label for aria-label and
-// data-tip for the title.
+// data-tip for the title. The document's description and manifest change with its language.
 export function translatePage() {
   for (const element of document.querySelectorAll("[data-text], [data-label], [data-tip]")) {
     const { text, label, tip } = element.dataset;
@@ -50,6 +50,9 @@ export function translatePage() {
     if (tip) element.title = t(tip);
   }
   document.documentElement.lang = language;
+  document.querySelector("meta[name=description]").content = t("tagline");
+  const manifest = document.querySelector("link[rel=manifest]");
+  if (language !== "en") manifest.href = manifest.href.replace(/\.\w+$/, `.${language}$&`);
 }
 
 export function formatDuration(seconds) {

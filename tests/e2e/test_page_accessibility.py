@@ -21,6 +21,12 @@ from page_actions import (
 
 pytestmark = [pytest.mark.e2e, needs_chromium]
 
+# That of the page, and the English one.
+READ_MANIFESTS = """() => {
+    const { href } = document.querySelector("link[rel=manifest]");
+    const addresses = [href, href.replace(".zh-CN", "")];
+    return Promise.all(addresses.map(async (address) => (await fetch(address)).json()));
+}"""
 WIDTHS = {"desktop": 1280, "phone": 375, "small phone": 320}
 
 
@@ -192,6 +198,12 @@ def test_the_chinese_page_is_chinese_and_fits_a_small_phone(
     page = open_page(width=320, locale="zh-CN", has_touch=True, reduced_motion="reduce")
     expect(page.locator("#presets button").first).to_be_attached()
     assert page.evaluate("document.documentElement.lang") == "zh-CN"
+    description = page.locator("meta[name=description]").get_attribute("content")
+    assert description == "选一种画风，把照片变成画"
+    chinese, english = page.evaluate(READ_MANIFESTS)
+    differing = {name for name in chinese if chinese[name] != english[name]}
+    assert (chinese.keys(), differing) == (english.keys(), {"lang", "description"})
+    assert (chinese["lang"], chinese["description"]) == ("zh-CN", f"{description}。")
     words: set[str] = set()
 
     def check_screen(state: str) -> None:
