@@ -4,7 +4,7 @@
 import { apiKey, resolveAddress, ROOT } from "./api.js";
 import { BatchView } from "./batch-view.js";
 import { CompareView } from "./compare-view.js";
-import { byId, makeRoving, setText, setVisible, showError } from "./dom.js";
+import { byId, makeRoving, onClick, setText, setVisible, showError } from "./dom.js";
 import { acceptDropsAndPastes } from "./drop-paste.js";
 import { getNames, History, setNames } from "./history.js";
 import { install } from "./install.js";
@@ -39,7 +39,7 @@ loadTexts().then(() => {
       if (wasRefused) films.load();  // another key has other paintings
     };
   }));
-  byId("forget-key").addEventListener("click", () => { apiKey.forget(); location.assign(ROOT); });
+  onClick("forget-key", () => { apiKey.forget(); location.assign(ROOT); });
   updateForgetButton();
 
   let path = null;  // that is shown, relative to ROOT
@@ -143,7 +143,7 @@ loadTexts().then(() => {
 
   const navigate = (address) => openAddress(address, () => {
     showPath();
-    scrollTo(0, 0);
+    for (const part of [window, ...document.querySelectorAll(".panel")]) part.scrollTo(0, 0);
     const heading = document.querySelector(".panel:not([hidden]) h2[tabindex]");
     (heading ?? byId("main")).focus({ preventScroll: true });
   });

@@ -1,7 +1,7 @@
 // Drafts of one photo in all sample styles, as a grid on the canvas: a batch of small jobs.
 
 import { getBlob, getJson, sendJson } from "./api.js";
-import { byId, createElement, setText, setVisible, showBlob } from "./dom.js";
+import { byId, createElement, onClick, setText, setVisible, showBlob } from "./dom.js";
 import { hasEnded } from "./job-stream.js";
 import { closeLayer, openLayer } from "./layers.js";
 import { retry, sleep } from "./retry.js";
@@ -17,7 +17,7 @@ export class BatchView {
   constructor({ onPick, onStarted }) {
     Object.assign(this, { onPick, onStarted });
     this.root = byId("batch");
-    byId("batch-close").addEventListener("click", this.close);
+    onClick("batch-close", this.close);
   }
 
   // Starts a draft for each style. spec: the parameters of the editor; onError(message).

@@ -1,7 +1,7 @@
 // Two paintings on the canvas, one on each side of the divider, and what differs in their settings.
 
 import { getBlob, getJson, resolveAddress } from "./api.js";
-import { byId, createElement, setText, setVisible, showError } from "./dom.js";
+import { byId, createElement, onClick, setText, setVisible, showError } from "./dom.js";
 import { formatValue, labelOf, nameValue } from "./form.js";
 import { titleOf } from "./history.js";
 import { retry } from "./retry.js";
@@ -11,7 +11,7 @@ import { t } from "./text.js";
 export class CompareView {
   constructor(viewer) {
     this.viewer = viewer;
-    byId("swap").addEventListener("click", () => this.#show([...this.shown].reverse()));
+    onClick("swap", () => this.#show([...this.shown].reverse()));
   }
 
   // ids: of two jobs with a result.

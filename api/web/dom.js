@@ -36,6 +36,8 @@ export async function encodeCanvas(canvas, type, quality) {
   return blob;
 }
 
+export const onClick = (id, action) => byId(id).addEventListener("click", action);
+
 export const setVisible = (element, visible) => { element.hidden = !visible; };
 
 export const setText = (id, text) => { byId(id).textContent = text; };

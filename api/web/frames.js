@@ -1,7 +1,9 @@
 // Plays the frames of a run on the canvas, and saves them as a video.
 
 import { getBlob, getJson } from "./api.js";
-import { byId, createElement, downloadBlob, nameFile, setText, setValueText, setVisible } from "./dom.js";
+import {
+  byId, createElement, downloadBlob, nameFile, onClick, setText, setValueText, setVisible,
+} from "./dom.js";
 import { retry } from "./retry.js";
 import { t } from "./text.js";
 
@@ -13,7 +15,7 @@ export class FramePlayer {
   constructor(root, { onFrame, onError }) {
     Object.assign(this, { root, onFrame, onError });
     byId("frame").addEventListener("input", () => { this.stop(); this.#showSelected(); });
-    byId("play").addEventListener("click", () => (this.isPlaying ? this.stop() : this.play()));
+    onClick("play", () => (this.isPlaying ? this.stop() : this.play()));
   }
 
   clear() {

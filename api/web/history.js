@@ -3,7 +3,7 @@
 
 import { getBlob, getJson, request, resolveAddress, sendJson } from "./api.js";
 import {
-  byId, createElement, downloadBlob, hideBlob, nameFile, setText, setVisible, showBlob,
+  byId, createElement, downloadBlob, hideBlob, nameFile, onClick, setText, setVisible, showBlob,
 } from "./dom.js";
 import { hasEnded, hasExpiredImages } from "./job-stream.js";
 import { closeLayer, openLayer } from "./layers.js";
@@ -74,7 +74,7 @@ export class History {
     this.list = byId("history-list");
     Object.assign(this, { next: null, current: null, isSelecting: false });
     byId("history-filter").addEventListener("change", () => this.load());
-    byId("history-more").addEventListener("click", () => this.#loadPage(this.next));
+    onClick("history-more", () => this.#loadPage(this.next));
     this.end = new IntersectionObserver((changes) => {
       if (changes.at(-1).isIntersecting && this.next && !this.isLoading) this.#loadPage(this.next);
     }, { root: this.list.parentElement, rootMargin: "0px 400px" });
@@ -330,10 +330,9 @@ export class History {
   // ---- several tiles
 
   #addSelection() {
-    byId("select").addEventListener("click", () => this.#setSelecting(!this.isSelecting));
+    onClick("select", () => this.#setSelecting(!this.isSelecting));
     this.list.addEventListener("change", () => this.#updateSelection());
-    const onClick = (name, action) => byId(`selection-${name}`).addEventListener("click", action);
-    onClick("compare", () => {
+    onClick("selection-compare", () => {
       const ids = this.#picked.map(({ job }) => job.id);
       this.#endSelection();
       this.onCompare(...ids);
@@ -341,8 +340,8 @@ export class History {
     byId("history").addEventListener("keydown", ({ key }) => {
       if (key === "Escape" && this.isSelecting) this.#endSelection();
     });
-    onClick("zip", () => this.#downloadZip());
-    onClick("delete", () => this.remove(this.#picked.map(({ job }) => job.id)));
+    onClick("selection-zip", () => this.#downloadZip());
+    onClick("selection-delete", () => this.remove(this.#picked.map(({ job }) => job.id)));
   }
 
   get #picked() { return [...this.tiles.values()].filter(({ pick }) => pick.checked); }

@@ -4,7 +4,7 @@
 
 import { getBlob } from "./api.js";
 import {
-  announce, byId, createElement, encodeCanvas, setText, setValueText, setVisible, showError,
+  announce, byId, createElement, encodeCanvas, onClick, setText, setValueText, setVisible, showError,
 } from "./dom.js";
 import { closeLayer, openLayer } from "./layers.js";
 import { Picture } from "./picture.js";
@@ -16,7 +16,7 @@ const MAX_LONG_SIDE = 1024;  // of an earlier job's mask while it is edited: und
 const MAX_UNDO = 30;
 const SIDES = ["photo", "style"];  // the picture that a mask lies on
 // One color per style, far apart in hue and in lightness.
-export const COLORS = [
+const COLORS = [
   "#2f6fed", "#e0762b", "#1a9e5c", "#c13a8b", "#d4b106", "#7a4ad8", "#0aa5b5", "#b23a2e"];
 
 const STEPS = {
@@ -41,7 +41,6 @@ export class MaskEditor extends EventTarget {
       lastPhoto = photo.pictures[0];
     });
     style.addEventListener("change", () => this.render());
-    const onClick = (id, action) => byId(id).addEventListener("click", action);
     onClick("open-mask", () => (this.isOpen ? this.close() : this.open()));
     onClick("remove-mask", () => { this.clear(); byId("open-mask").focus(); });
     onClick("mask-done", () => { this.close(); byId("open-mask").focus(); });
@@ -171,6 +170,7 @@ export class MaskEditor extends EventTarget {
         onclick: () => this.#select({ selected }) }, swatch, selected.name);
     });
     byId("mask-styles").replaceChildren(...buttons);
+    setVisible(byId("mask-styles"), buttons.length > 1);
   }
 
   #createCanvas(color = null) {

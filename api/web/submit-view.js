@@ -1,7 +1,7 @@
 // The editor: a photo, styles, parameters, and a button that submits the job.
 
 import { sendJson } from "./api.js";
-import { byId, setText, setVisible, showError } from "./dom.js";
+import { byId, onClick, setText, setVisible, showError } from "./dom.js";
 import { loadDraft, saveDraft } from "./drafts.js";
 import { Estimate } from "./estimate.js";
 import { ParameterForm } from "./form.js";
@@ -18,7 +18,9 @@ import { createThumbnail } from "./thumbnail.js";
 const SAVE_MS = 400;
 const EMPTY_PRESETS = [0, 2, 5];  // whose pictures the empty filmstrip shows
 
-export const sampleAddress = (name) => new URL(`gallery/${name}`, import.meta.url).href;
+const sampleAddress = (name) => new URL(`gallery/${name}`, import.meta.url).href;
+
+const onError = (message) => showError(byId("submit-error"), message);
 
 export const createKey = () => crypto.getRandomValues(new Uint32Array(4)).join("-");
 
@@ -37,10 +39,10 @@ export class SubmitView {
     this.parameters = null;
     this.initImage = null;  // the digest of an earlier job's initial image
     this.draft = null;  // {photo, style, blob} of "Try all" that the user has picked
-    byId("mix-styles").addEventListener("click", () => this.setMixing(!this.style.isMixing));
-    byId("try-all").addEventListener("click", onTryAll);
-    byId("auto-regions").addEventListener("click", () => this.parameters.toggleRegions());
-    byId("welcome-choose").addEventListener("click", () => this.photo.button.click());
+    onClick("mix-styles", () => this.setMixing(!this.style.isMixing));
+    onClick("try-all", onTryAll);
+    onClick("auto-regions", () => this.parameters.toggleRegions());
+    onClick("welcome-choose", () => this.photo.button.click());
     byId("submit-form").addEventListener("submit", (event) => {
       event.preventDefault();
       this.submit();
@@ -197,13 +199,12 @@ export class SubmitView {
       setNames(job.id, { content: photo, styles });
       this.onSubmitted(job);
     } catch (error) {
-      showError(byId("submit-error"), error.message);
+      onError(error.message);
     } finally { this.isSending = byId("submit-job").disabled = false; }
   }
 
   // Uploads what is not uploaded yet, and repeats that while the service does not answer.
   uploadAll(pictures) {
-    const onError = (message) => showError(byId("submit-error"), message);
     return Promise.all([
       retry(() => this.masks.uploadMasks(), { onError }),
       ...pictures.map((picture) => retry(() => picture.upload(), { onError })),
@@ -216,7 +217,6 @@ export class SubmitView {
     const key = createKey();
     const isFinal = ({ code, status }) =>
       code !== "unreachable" && (code !== "unknown" || status < 500);
-    const onError = (message) => showError(byId("submit-error"), message);
     pictures[0].requireSide(options.spec.size ?? form.parameters.size.default);
     for (let tries = 0; ; tries++) {
       const [masks, content, ...styles] = await this.uploadAll(pictures);

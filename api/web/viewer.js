@@ -2,7 +2,7 @@
 // and compares. It does not know where the pictures are from.
 
 import {
-  announce, byId, createElement, encodeCanvas, hideBlob, makeRoving, setText, setValueText,
+  announce, byId, createElement, encodeCanvas, hideBlob, makeRoving, onClick, setText, setValueText,
   setVisible, showBlob,
 } from "./dom.js";
 import { closeLayer, openLayer } from "./layers.js";
@@ -22,7 +22,6 @@ export class Viewer {
     this.divider.addEventListener("input", () => this.render());
     this.blend.addEventListener("input", () => this.render());
     new ResizeObserver(() => this.render()).observe(stage);
-    const onClick = (id, action) => byId(id).addEventListener("click", action);
     onClick("zoom-in", () => this.zoomBy(ZOOM_STEP));
     onClick("zoom-out", () => this.zoomBy(1 / ZOOM_STEP));
     onClick("zoom", () => this.toggleFullSize());
