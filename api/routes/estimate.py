@@ -15,7 +15,6 @@ from core.images.validation import MAX_SIDE_PX, MIN_SIDE_PX, check_dimensions
 from core.jobs.models import (
     EstimateResponse,
     JobError,
-    QueuePosition,
     background_of,
     number_parts,
 )
@@ -116,7 +115,7 @@ async def estimate_job(
         refused=answer.refused,
         device=answer.device,
         network=answer.network,
-        queue=QueuePosition(position=load.queued, start_seconds=load.start_seconds(load.queued)),
+        queue=await run_in_threadpool(store.get_queue_end, spec.size),
     )
 
 

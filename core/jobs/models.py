@@ -303,7 +303,8 @@ class JobError(_Record):
 class QueuePosition(_Record):
     """A queued job's position (0 is next) and the estimated seconds until it starts.
 
-    start_seconds: from the recent average run time; None while there is no worker for the job.
+    start_seconds: from the recent average run time, the workers that may take the job, and the jobs
+    of its pool before it; None while there is no such worker.
     waits_for: what it lacks beside its turn: a live worker in its `pool`, or one with enough
     `memory` (one was there within the hour); else None.
     """
@@ -406,16 +407,6 @@ class ServiceLoad(_Record):
     running: int
     workers: int
     average_job_seconds: float | None  # moving average; None before the first job has succeeded
-    remaining_seconds: float  # the sum over all running jobs
-
-    def start_seconds(self, position: int) -> float | None:
-        """Estimate the seconds until the job at this position starts; None if unknown."""
-        if not self.workers or self.average_job_seconds is None:
-            return None
-        if position < self.workers - self.running:  # an idle worker takes it at once
-            return 0.0
-        work_ahead = self.remaining_seconds + max(0, position) * self.average_job_seconds
-        return work_ahead / self.workers
 
 
 class Job(_Record):

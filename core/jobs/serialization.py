@@ -114,44 +114,43 @@ def _size_class(size_px: int) -> str:
 
 def parse_load(row: Sequence[Any]) -> ServiceLoad:
     """Parse the answer of the Lua function `get_load`."""
-    queued, running, workers, average_seconds, remaining_seconds = row
+    queued, running, workers, average_seconds = row
     return ServiceLoad(
         queued=queued,
         running=running,
         workers=workers,
         average_job_seconds=float(average_seconds) if average_seconds else None,
-        remaining_seconds=float(remaining_seconds),
     )
 
 
-def parse_rank(rank: int | str, load: ServiceLoad | None) -> QueuePosition | None:
-    """Parse the rank that `read_changed` returns: a number, perhaps with what the job waits for."""
-    position, _, missing = str(rank).partition(" ")
-    if int(position) < 0 or load is None:
+def parse_rank(rank: str) -> QueuePosition | None:
+    """Parse the rank that the Lua function `read_changed` returns; None: not queued."""
+    if rank == "-1":
         return None
+    position, start_seconds, missing = rank.split(" ")
     return QueuePosition(
         position=int(position),
-        start_seconds=None if missing else load.start_seconds(int(position)),
+        start_seconds=float(start_seconds) if start_seconds else None,
         waits_for=missing or None,
     )
 
 
-def parse_job(fields: dict[str, Any], load: ServiceLoad | None) -> Job | None:
+def parse_job(fields: dict[str, Any]) -> Job | None:
     """Parse the fields and the rank that the Lua function `read_changed` returns.
 
     Returns None for a record that a disk fault has damaged: it must not hide the rest of a page.
     """
     try:
-        return _parse_job(fields, load)
+        return _parse_job(fields)
     except (ValueError, KeyError, TypeError, AssertionError):
         log.exception("the record of job %s is damaged", fields.get("id"))
         return None
 
 
-def _parse_job(fields: dict[str, Any], load: ServiceLoad | None) -> Job:
+def _parse_job(fields: dict[str, Any]) -> Job:
     created_at = parse_timestamp(fields["created_at"])
     assert created_at is not None
-    queue = parse_rank(fields["rank"], load)
+    queue = parse_rank(fields["rank"])
     progress = model = error = None
     if "progress" in fields:
         progress = JobProgress.model_validate_json(fields["progress"])

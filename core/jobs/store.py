@@ -27,6 +27,7 @@ from core.jobs.models import (
     MAX_ATTEMPTS,
     MAX_FRAMES,
     MAX_SPEC_UPDATES,
+    NO_POOL,
     Batch,
     Frame,
     Job,
@@ -36,6 +37,7 @@ from core.jobs.models import (
     ModelUsed,
     Output,
     QueueLimits,
+    QueuePosition,
     ServiceLoad,
     Status,
     SubmissionContext,
@@ -47,7 +49,14 @@ from core.jobs.models import (
     new_job_id,
 )
 from core.jobs.operations import Operations
-from core.jobs.serialization import fingerprint, parse_job, parse_load, serialize, sha256_hex
+from core.jobs.serialization import (
+    fingerprint,
+    parse_job,
+    parse_load,
+    parse_rank,
+    serialize,
+    sha256_hex,
+)
 from core.jobs.statistics import ServiceStatistics, Statistics
 from core.jobs.store_monitor import StoreMonitor
 from core.jobs.suspensions import Suspensions
@@ -439,8 +448,14 @@ class JobStore:
         return [Frame.model_validate_json(row) for row in rows]
 
     def get_load(self) -> ServiceLoad:
-        """Return the numbers of queued jobs, running jobs and workers, and the time estimates."""
+        """Return the numbers of queued jobs, running jobs and workers, and the mean run time."""
         return parse_load(self._call("get_load"))
+
+    def get_queue_end(self, size_px: int, pool: str = NO_POOL) -> QueuePosition:
+        """Return the queue position that a new job of this size and pool would get."""
+        position = parse_rank(self._call("read_end", pool, size_px))
+        assert position is not None
+        return position
 
     def list_workers(self) -> list[tuple[WorkerInfo | None, bool]]:
         """Return for each live worker its description, if there is one, and whether it is busy."""
@@ -522,6 +537,10 @@ class JobStore:
                 seen_ms = now_ms - (WORKER_TTL_MS + 1) * is_suspended
                 pipe.zadd(f"{PREFIX}sizes_of:{pool}", {str(report.claim_size_px): seen_ms}, gt=True)
                 pipe.expire(f"{PREFIX}sizes_of:{pool}", KNOWN_SECONDS)
+                same_size = f"{PREFIX}workers_of:{pool}/{report.claim_size_px}"
+                pipe.zadd(same_size, {worker: seen_ms})
+                pipe.zremrangebyscore(same_size, "-inf", now_ms - WORKER_FORGET_MS)
+                pipe.pexpire(same_size, WORKER_FORGET_MS)
             pipe.set(f"{PREFIX}size_of:{report.id}", report.claim_size_px, ex=KNOWN_SECONDS)
             pipe.set(f"{PREFIX}worker_seen", now_ms, px=WORKER_FORGET_MS)
             if use is not None:
@@ -973,12 +992,11 @@ class JobStore:
             return []
         no_version = ""  # that the caller knows
         args = chain.from_iterable((job_id, no_version) for job_id in job_ids)
-        *rows, load_row = self._call("read_changed", owner, *args)
-        load = parse_load(load_row) if load_row else None
+        rows = self._call("read_changed", owner, *args)
         jobs: list[Job | None] = []
         for row in rows:  # a flat list: name, value, name, value, ...
             fields = dict(zip(row[::2], row[1::2], strict=True))
-            jobs.append(parse_job(fields, load) if fields else None)
+            jobs.append(parse_job(fields) if fields else None)
         return jobs
 
     def _batch_ids(self, batch_id: str) -> list[str]:

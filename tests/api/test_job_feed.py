@@ -154,6 +154,6 @@ def test_a_job_that_is_followed_takes_little_memory() -> None:
 
 
 def _parse(fields: dict[str, Any]) -> Job:
-    job = parse_job(fields, None)
+    job = parse_job(fields)
     assert job is not None
     return job

@@ -112,7 +112,8 @@ class SimulatedWorkers(Network):
 
         def fill(at: int) -> bytes:
             now = b"%d" % at
-            return template % (now, name, name, *[now] * pools, now, name, b"%d" % (at - 60_000))
+            old = b"%d" % (at - 60_000)
+            return template % (now, name, name, *(now, now, name, old) * pools, now, name, old)
 
         beat = Request(
             "heartbeat",

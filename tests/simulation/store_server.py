@@ -319,8 +319,9 @@ class Calls:
             library, lambda store: store.heartbeat(WORKER, report, USE)
         )
         now, worker = "now", "worker"
+        pools = [now, now, worker, "forgotten"] * len(report.pools)
         self.heartbeat = make_template(
-            packed, now, worker, worker, *[now] * len(report.pools), now, worker, "forgotten"
+            packed, now, worker, worker, *pools, now, worker, "forgotten"
         )
 
 

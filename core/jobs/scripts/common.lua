@@ -44,6 +44,7 @@
 --   faults:<id>                set     jobs that this worker's device has failed with lately
 --   size_of:<id>               string  the size in px that this worker holds
 --   sizes_of:<pool>            zset    sizes in px that workers of the pool hold, by the last heartbeat
+--   workers_of:<pool>/<px>     zset    workers of the pool that hold this size, by the last heartbeat
 --   worker_seen                string  time of the last heartbeat; expires after a minute
 --   probe                      string  a write that /readyz has tried
 --   ended                      hash    status -> how many jobs have ended in it
