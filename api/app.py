@@ -25,6 +25,7 @@ from api.middleware.admission import Admission
 from api.middleware.auth import ApiKeyCache, Authentication
 from api.middleware.head import HeadRequests
 from api.middleware.host_guard import HostGuard
+from api.middleware.read_admission import ReadAdmission
 from api.middleware.reverse_proxy import ReverseProxy
 from api.middleware.security_headers import SecurityHeaders
 from api.middleware.tracing import Tracing
@@ -192,6 +193,7 @@ def _add_middleware(
     """Add all middleware, from the inside out."""
     app.add_middleware(HeadRequests)
     app.add_middleware(Admission, decoders=decoders, max_wait_seconds=own.max_wait_seconds)
+    app.add_middleware(ReadAdmission, max_wait_seconds=own.max_wait_seconds)
     app.add_middleware(authenticate)
     names = host_guard.resolve_host_names(own.host, own.allowed_hosts)
     app.add_middleware(HostGuard, names=names, origins=own.cors_origins)

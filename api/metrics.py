@@ -48,7 +48,7 @@ _request_duration = Histogram(
 )
 _slot_wait = Histogram(
     "impasto_slot_wait_seconds",
-    "Time that a request waited for a decoder, a conversion of a result, or an estimate.",
+    "Time that a request waited for a decoder, a list, a conversion or an estimate.",
     ["work"],
     buckets=(0.001, 0.01, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30),
     registry=REQUESTS,

@@ -1,7 +1,7 @@
 """Measures the service under load: many kept jobs, and more requests than it can serve.
 
     python bench/load.py growth [--counts 0,10000,100000,1000000] [--plot FILE]
-    python bench/load.py overload [--factor 5] [--seconds 15] [--rounds 3]
+    python bench/load.py overload [--of lists] [--factor 5] [--seconds 15] [--rounds 3]
 
 Half an hour with three API processes, eight workers and a bucket: tests/campaigns/soak.py. The
 clients of `overload` are locust's (bench/load_users.py). See bench/README.md.
@@ -265,6 +265,8 @@ def _percentiles(times: Sequence[float]) -> tuple[float, float]:
 
 CALLERS = 50
 RUNNING_JOBS = 20
+LISTED_JOBS = 20  # of each caller, for `overload --of lists`
+SUCCESS = (200, 202)
 POLLS_PER_SECOND = 20
 # Of a client under overload: more than the bound, so that a late answer is seen as such. Its next
 # request is due when this one has certainly ended.
@@ -279,40 +281,41 @@ class Answers:
     """What the clients of one phase saw."""
 
     seconds: float  # of the phase, after the warm-up
-    submissions: Sequence[tuple[float, int]]  # seconds, status; 0: no answer in time
+    requests: Sequence[tuple[float, int]]  # seconds, status; 0: no answer in time
     polls: Sequence[tuple[float, int]]
     cpu: dict[str, float]  # seconds of the whole phase: of the service's parts, and the clients
 
     @property
     def offered(self) -> float:
-        """Submissions per second."""
-        return len(self.submissions) / self.seconds
+        """Requests per second."""
+        return len(self.requests) / self.seconds
 
     @property
     def goodput(self) -> float:
-        """Accepted submissions per second, within the bound."""
-        return self.count(202, BOUND_SECONDS) / self.seconds
+        """Successful requests per second, within the bound."""
+        return self.count(SUCCESS, BOUND_SECONDS) / self.seconds
 
     @property
     def accepted(self) -> float:
-        """Accepted submissions per second, however late: the capacity."""
-        return self.count(202) / self.seconds
+        """Successful requests per second, however late: the capacity."""
+        return self.count(SUCCESS) / self.seconds
 
-    def count(self, status: int, within: float = float("inf")) -> int:
-        """Count the submissions with this status."""
-        return sum(code == status and took <= within for took, code in self.submissions)
+    def count(self, statuses: Sequence[int], within: float = float("inf")) -> int:
+        """Count the requests with one of these statuses."""
+        return sum(code in statuses and took <= within for took, code in self.requests)
 
     def row(self, name: str) -> str:
         """A row of the table."""
-        accepted = [took for took, code in self.submissions if code == 202]
-        refused = [took for took, code in self.submissions if code in (429, 503)]
-        other = len(self.submissions) - len(accepted) - len(refused) - self.count(0)
+        accepted = [took for took, code in self.requests if code in SUCCESS]
+        refused = [took for took, code in self.requests if code in (429, 503)]
+        unanswered = self.count([0])
+        other = len(self.requests) - len(accepted) - len(refused) - unanswered
         cells = [
             name,
             f"{self.offered:.1f}",
             f"{self.goodput:.1f}",
             f"{len(refused) / self.seconds:.1f}",
-            f"{self.count(0)}, {other}",
+            f"{unanswered}, {other}",
             _describe(accepted),
             _describe(refused),
             _describe([took for took, code in self.polls if code == 200]),
@@ -335,6 +338,7 @@ def percentile(values: Sequence[float], share: float) -> float:
 
 
 @main.command()
+@click.option("--of", "kind", type=click.Choice(["submissions", "lists"]), default="submissions")
 @click.option("--factor", default=5.0, show_default=True, help="Offered load by capacity.")
 @click.option("--seconds", default=20.0, show_default=True, help="Of each phase.")
 @click.option("--rounds", default=3, show_default=True)
@@ -342,14 +346,21 @@ def percentile(values: Sequence[float], share: float) -> float:
 @click.option("--max-wait", default=1.0, show_default=True, help="IMPASTO_API_MAX_WAIT_SECONDS.")
 @click.option("--side", default=800, show_default=True, help="Of the pictures, in px.")
 def overload(
-    *, factor: float, seconds: float, rounds: int, clients: int, max_wait: float, side: int
+    *,
+    kind: str,
+    factor: float,
+    seconds: float,
+    rounds: int,
+    clients: int,
+    max_wait: float,
+    side: int,
 ) -> None:
-    """Submissions at the service's capacity (closed loop), and at a multiple of it (open loop).
+    """Requests at the service's capacity (closed loop), and at a multiple of it (open loop).
 
     A second service, without admission control, shows the capacity and serves as the control.
     """
     click.echo(
-        "| submissions | offered/s | goodput/s | 503, 429/s | no answer, other | 202: p50, p99 ms "
+        f"| {kind} | offered/s | goodput/s | 503, 429/s | no answer, other | success: p50, p99 ms "
         "| refused: p50, p99 ms | status: p50, p99 ms | CPU s: API, decoders, store, clients |\n"
         f"{'|---' * 9}|"
     )
@@ -361,7 +372,7 @@ def overload(
         api.service(1, **settings) as limited,
         api.service(1, **unlimited) as control,
     ):
-        loads = [_Load(Path(folder), running, side) for running in (limited, control)]
+        loads = [_Load(Path(folder), running, side, kind) for running in (limited, control)]
         for number in range(1, rounds + 1):
             capacity = loads[1].run(clients, 0.0, seconds, PATIENT_SECONDS)
             click.echo(capacity.row(f"{number}: {clients} clients, no admission control"))
@@ -379,18 +390,22 @@ def overload(
 class _Load:
     """Clients of one service, as processes of locust."""
 
-    def __init__(self, folder: Path, running: api.Service, side: int) -> None:
+    def __init__(self, folder: Path, running: api.Service, side: int, kind: str) -> None:
         self._folder, self._running, self._side = folder, running, side
         keys = [running.create_key() for _ in range(CALLERS)]
         secrets = {owner: headers[0].partition("Bearer ")[2] for owner, headers in keys}
         for owner in list(secrets)[:RUNNING_JOBS]:
             running.create_job(owner)
+        if kind == "lists":
+            for owner in list(secrets) * LISTED_JOBS:
+                running.create_job(owner)
         jobs = []
         for number in range(RUNNING_JOBS):
             job = running.store.claim(f"load-{number}", "bench")
             assert job is not None
             jobs.append((job.id, secrets[job.owner]))
         self._plan = {
+            "kind": kind,
             "keys": [*secrets.values()],
             "jobs": jobs,
             "photo": str(self._write("harbor")),
@@ -407,17 +422,17 @@ class _Load:
         return file
 
     def run(
-        self, submitters: int, pacing: float, seconds: float, timeout: float = TIMEOUT_SECONDS
+        self, requesters: int, pacing: float, seconds: float, timeout: float = TIMEOUT_SECONDS
     ) -> Answers:
-        """Let so many clients submit, each every `pacing` seconds, while others poll.
+        """Let so many clients send requests, each every `pacing` seconds, while others poll.
 
         timeout: of a client, in seconds.
         """
         pollers = max(1, round(POLLS_PER_SECOND * 0.5))
         file = self._folder / "plan.json"
         own = {
-            "submitters": submitters,
-            "submission_pacing": pacing,
+            "requesters": requesters,
+            "pacing": pacing,
             "pollers": pollers,
             "status_pacing": 0.5,
             "timeout_seconds": timeout,
@@ -425,7 +440,7 @@ class _Load:
         file.write_text(json.dumps(self._plan | own))
         command = [sys.executable, "-m", "locust", "-f", str(USERS), "--headless"]
         command += ["--host", f"http://127.0.0.1:{self._running.ports[0]}"]
-        command += ["--users", str(submitters + pollers), "--spawn-rate", "10000"]
+        command += ["--users", str(requesters + pollers), "--spawn-rate", "10000"]
         command += ["--run-time", f"{seconds:.0f}s", "--stop-timeout", "3", "--only-summary"]
         before = self._cpu()
         ran = subprocess.run(
@@ -455,9 +470,9 @@ def _select(
     began = min((at - took for _, at, took, _ in answers), default=0.0)
     since = began + WARM_UP_SHARE * seconds
     rows = [(name, took, status) for name, at, took, status in answers if at - took >= since]
-    submissions = [(took, status) for name, took, status in rows if name == "submission"]
+    requests = [(took, status) for name, took, status in rows if name != "status"]
     polls = [(took, status) for name, took, status in rows if name == "status"]
-    return Answers((1 - WARM_UP_SHARE) * seconds, submissions, polls, cpu)
+    return Answers((1 - WARM_UP_SHARE) * seconds, requests, polls, cpu)
 
 
 if __name__ == "__main__":

@@ -1,4 +1,6 @@
-"""A locustfile: clients of bench/load.py overload. One half submits photos, the other polls jobs.
+"""A locustfile: clients of bench/load.py overload.
+
+Some submit photos or list their jobs, the others poll jobs.
 
 It runs as a process of its own, because locust replaces the sockets and threads of its process.
 The file named by IMPASTO_LOAD says what to do, and gets what the clients saw in `answers`.
@@ -17,7 +19,7 @@ from locust import FastHttpUser, events, task
 PLAN_FILE = Path(os.environ["IMPASTO_LOAD"])
 PLAN: dict[str, Any] = json.loads(PLAN_FILE.read_text())
 PHOTO, PAINTING = (Path(PLAN[name]).read_bytes() for name in ("photo", "painting"))
-SUBMISSION, STATUS = "submission", "status"
+REQUEST, STATUS = "request", "status"
 
 _PART = (
     '--load\r\nContent-Disposition: form-data; name="{0}"; filename="a"\r\n'
@@ -55,19 +57,22 @@ class _Client(FastHttpUser):
         return {"Authorization": f"Bearer {self.key}"}
 
 
-class Submitter(_Client):
-    """Submits one photo after another."""
+class Requester(_Client):
+    """Submits one photo after another, or lists its jobs again and again."""
 
-    pacing = PLAN["submission_pacing"]
-    fixed_count = PLAN["submitters"]
+    pacing = PLAN["pacing"]
+    fixed_count = PLAN["requesters"]
 
     @task
-    def submit(self) -> None:
-        """Submit a job; the body is as most clients send it."""
+    def request(self) -> None:
+        """List the jobs, or submit one; the body is as most clients send it."""
+        if PLAN["kind"] == "lists":
+            self.client.get("/v1/jobs", headers=self.authorization, name=REQUEST)
+            return
         headers = {**self.authorization, "Content-Type": "multipart/form-data; boundary=load"}
         # geventhttpclient sends bytes as they are; the annotation does not say so.
         data: Any = _body()
-        self.client.post("/v1/jobs", data=data, headers=headers, name=SUBMISSION)
+        self.client.post("/v1/jobs", data=data, headers=headers, name=REQUEST)
 
 
 class Poller(_Client):

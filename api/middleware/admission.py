@@ -6,7 +6,7 @@ pace at which their pictures are decoded, whatever limits that pace: decoders, t
 store or the disk. Decoders serve callers in turns (api/fair_queue.py), so only as many submissions
 of another caller count as can come before this one.
 
-Requests that read, and those that change or cancel a job, are never refused here.
+Requests that change or cancel a job are never refused. Reads: read_admission.py.
 """
 
 import time

@@ -50,7 +50,7 @@ def test_workers_take_the_queued_records_in_turns(records: Records) -> None:
 
 ANSWERS = Answers(
     seconds=2.0,
-    submissions=[
+    requests=[
         (0.1, 202),
         (1.9, 202),
         (2.1, 202),
@@ -72,10 +72,10 @@ def test_late_answers_are_no_goodput() -> None:
 
 
 def test_the_warm_up_is_left_out() -> None:
-    rows = [("submission", float(at), 0.5, 202) for at in range(8)]
+    rows = [("request", float(at), 0.5, 202) for at in range(8)]
     selected = load._select(rows, 8.0, {})
 
-    assert (selected.seconds, len(selected.submissions)) == (6.0, 6)
+    assert (selected.seconds, len(selected.requests)) == (6.0, 6)
 
 
 def test_the_chart_has_a_line_for_each_name() -> None:
