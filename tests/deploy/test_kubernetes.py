@@ -45,7 +45,13 @@ KEDA = {
             "cooldownPeriod": {"type": "integer"},
             "advanced": {
                 "additionalProperties": False,
-                "properties": {"horizontalPodAutoscalerConfig": {"required": ["behavior"]}},
+                "properties": {
+                    "horizontalPodAutoscalerConfig": {"required": ["behavior"]},
+                    "scalingModifiers": {
+                        "required": ["formula", "target"],
+                        "additionalProperties": _text,
+                    },
+                },
             },
             "triggers": {
                 "type": "array",

@@ -1,37 +1,30 @@
 """The decisions of deploy/kubernetes/components/keda, on numbers and on a running service."""
 
-import math
 import time
 from pathlib import Path
 from typing import Any
 
 import httpx2
 import pytest
-import yaml
+from autoscaler import SYNC_SECONDS, Autoscaler, read_spec
 from fleet import Fleet, Program
 from kills import Caller
 from prometheus_client.parser import text_string_to_metric_families
 
-ROOT = Path(__file__).parents[2]
-FILE = ROOT / "deploy" / "kubernetes" / "components" / "keda" / "scaler.yaml"
-SPEC: dict[str, Any] = next(yaml.safe_load_all(FILE.read_text()))["spec"]
-JOBS = 6
+SPEC = read_spec()
+JOBS, MAX_WORKERS = 6, 2
 PARAMETERS = {"size": "64", "iterations": "10", "scales": "1"}
-COOLDOWN_SECONDS = 1.0  # instead of the five minutes of the file
+SPEED = 30.0  # the scaler's clock runs so many times faster than that of the test
+COOLDOWN_SECONDS = 2.0  # of the test's clock, instead of the five minutes of the file
 TIMEOUT_SECONDS = 240
 
 
-def _decide(values: dict[str, float], targets: dict[str, float] | None = None) -> int:
-    """The number of workers for these metrics, as KEDA and its autoscaler compute it.
-
-    A metric that is missing counts as 0. targets: instead of those of the file, by trigger.
-    """
-    wanted = [0]
-    for trigger in SPEC["triggers"]:
-        metadata = trigger["metadata"]
-        target = (targets or {}).get(trigger["name"], float(metadata["targetValue"]))
-        wanted.append(math.ceil(values.get(metadata["valueLocation"], 0) / target))
-    return min(SPEC["maxReplicaCount"], max(SPEC["minReplicaCount"], *wanted))
+def _metrics(work_seconds: float, queued: int, running: int) -> dict[str, float]:
+    return {
+        "impasto_queue_work_seconds": work_seconds,
+        "impasto_jobs_queued": queued,
+        "impasto_jobs_running": running,
+    }
 
 
 @pytest.mark.parametrize(
@@ -40,22 +33,39 @@ def _decide(values: dict[str, float], targets: dict[str, float] | None = None) -
         (0, 0, 0, 0),
         (0, 1, 0, 1),  # its estimate is not known yet
         (1, 1, 0, 1),
-        (900, 5, 0, 3),
-        (900, 5, 3, 3),
-        (10, 1, 3, 3),  # no worker with a job ends
-        (0, 0, 1, 1),
+        (900, 5, 0, 4),
+        (890, 5, 3, 6),  # in addition to those that have a job
+        (10, 1, 3, 4),
+        (0, 0, 5, 5),
         (1e6, 900, 8, 8),
     ],
 )
-def test_workers_follow_the_queued_work_and_never_fewer_than_run_jobs(
+def test_the_queued_work_needs_workers_in_addition_to_those_that_run_jobs(
     work_seconds: float, queued: int, running: int, workers: int
 ) -> None:
-    values = {
-        "impasto_queue_work_seconds": work_seconds,
-        "impasto_jobs_queued": queued,
-        "impasto_jobs_running": running,
-    }
-    assert _decide(values) == workers
+    scaler = Autoscaler(SPEC, SPEC["minReplicaCount"], SPEC["maxReplicaCount"])
+    scaler.decide(0, 0, _metrics(work_seconds, queued, running))  # up: in steps
+    assert scaler._wanted[-1][1] == workers
+
+
+def test_after_a_rush_a_tenth_of_the_workers_ends_at_a_time_and_none_that_has_a_job() -> None:
+    """The decisions every 15 seconds."""
+    scaler, workers, counts = Autoscaler(SPEC, 0, 100), 88, []
+    for step in range(60):
+        running = 80 if step < 2 else 5
+        workers = scaler.decide(SYNC_SECONDS * step, workers, _metrics(0, 0, running))
+        counts.append(workers)
+
+    assert counts[:6] == [88, 88, 79, 79, 71, 71]  # with 80 of 88 busy, none ends
+    assert counts[-1] == 5
+
+
+def test_long_jobs_keep_their_workers_while_nothing_is_queued() -> None:
+    scaler = Autoscaler(SPEC, 0, 100)
+    counts = [
+        scaler.decide(SYNC_SECONDS * step, 8, _metrics(0, 0, running=8)) for step in range(20)
+    ]
+    assert counts == [8] * 20
 
 
 def test_all_triggers_read_the_metrics_of_the_api_with_a_key() -> None:
@@ -74,7 +84,15 @@ class _Scaler:
         self._fleet = fleet
         self._environment = fleet.api._environment
         self.workers: list[Program] = []
-        self._quiet_since = time.monotonic()
+        # These jobs are too short for their work to count.
+        formula = f"running + queued / {JOBS // MAX_WORKERS}"
+        modifiers = SPEC["advanced"]["scalingModifiers"] | {"formula": formula}
+        spec: dict[str, Any] = SPEC | {
+            "advanced": SPEC["advanced"] | {"scalingModifiers": modifiers}
+        }
+        self._autoscaler = Autoscaler(spec, 0, MAX_WORKERS)
+        self.running_at_ends: list[float] = []
+        self._active_at = 0.0
 
     def read(self) -> dict[str, float]:
         text = httpx2.get(f"{self._fleet.url}/metrics", timeout=5, trust_env=False).text
@@ -87,13 +105,16 @@ class _Scaler:
 
     def step(self) -> int:
         """Poll once; return the number of workers after it."""
-        wanted = _decide(self.read(), {"queued": JOBS / 2})
-        now = time.monotonic()
-        if wanted >= len(self.workers):
-            self._quiet_since = now
+        metrics, now = self.read(), time.monotonic()
+        wanted = self._autoscaler.decide(SPEED * now, len(self.workers), metrics)
+        if metrics["impasto_jobs_running"] or metrics["impasto_jobs_queued"]:
+            self._active_at = now
+        if now - self._active_at < COOLDOWN_SECONDS:  # KEDA keeps the last worker so long
+            wanted = max(wanted, min(1, len(self.workers)))
         while len(self.workers) < wanted:
             self._start()
-        if now - self._quiet_since > COOLDOWN_SECONDS and len(self.workers) > wanted:
+        while len(self.workers) > wanted:
+            self.running_at_ends.append(metrics["impasto_jobs_running"] - wanted)
             self.workers.pop(0).stop()  # the oldest, whether it runs a job or not
         return len(self.workers)
 
@@ -127,5 +148,6 @@ def test_the_workers_of_a_service_scale_from_zero_and_back_without_losing_a_job(
             scaler.stop()
         ended = [caller.ask("GET", f"/v1/jobs/{job}").json()["status"] for job in jobs]
 
-    assert (max(counts), counts[-1]) == (2, 0), counts
+    assert (counts[0], max(counts), counts[-1]) == (MAX_WORKERS, MAX_WORKERS, 0), counts
+    assert max(scaler.running_at_ends) <= 0, "fewer workers than running jobs"
     assert ended == ["succeeded"] * JOBS

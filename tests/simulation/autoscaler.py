@@ -1,4 +1,7 @@
-"""The decisions of KEDA and its autoscaler, by deploy/kubernetes/components/keda/scaler.yaml."""
+"""The decisions of KEDA and its autoscaler, by deploy/kubernetes/components/keda/scaler.yaml.
+
+Its formula is a sum of metrics, each perhaps divided by a number.
+"""
 
 import math
 from collections import deque
@@ -18,15 +21,23 @@ def read_spec() -> dict[str, Any]:
     return dict(next(yaml.safe_load_all(FILE.read_text()))["spec"])
 
 
+def evaluate(spec: Mapping[str, Any], metrics: Mapping[str, float]) -> float:
+    """Return the formula's value. A metric that is missing counts as 0."""
+    names = {trigger["name"]: trigger["metadata"]["valueLocation"] for trigger in spec["triggers"]}
+    value = 0.0
+    for term in spec["advanced"]["scalingModifiers"]["formula"].split("+"):
+        name, _, divisor = term.partition("/")
+        value += metrics.get(names[name.strip()], 0) / float(divisor or 1)
+    return value
+
+
 class Autoscaler:
     """Computes the number of workers, every SYNC_SECONDS."""
 
     def __init__(self, spec: Mapping[str, Any], min_workers: int, max_workers: int) -> None:
         """min_workers, max_workers: instead of those of the file."""
-        self._triggers = [
-            (trigger["metadata"]["valueLocation"], float(trigger["metadata"]["targetValue"]))
-            for trigger in spec["triggers"]
-        ]
+        self._spec = spec
+        self._target = float(spec["advanced"]["scalingModifiers"]["target"])
         self._behavior = spec["advanced"]["horizontalPodAutoscalerConfig"]["behavior"]
         self._limits = (min_workers, max_workers)
         self._wanted: deque[tuple[float, int]] = deque()  # within the longest window
@@ -35,9 +46,7 @@ class Autoscaler:
     def decide(self, seconds: float, workers: int, metrics: Mapping[str, float]) -> int:
         """Return how many workers there must be now. seconds: the time."""
         self._counts.append((seconds, workers))
-        wanted = max(
-            self._wants(metrics.get(name, 0), target, workers) for name, target in self._triggers
-        )
+        wanted = self._wants(evaluate(self._spec, metrics) / self._target, workers)
         low, high = self._limits
         self._wanted.append((seconds, min(high, max(low, wanted))))
         up, down = self._behavior["scaleUp"], self._behavior["scaleDown"]
@@ -58,10 +67,10 @@ class Autoscaler:
         return [count for at, count in self._wanted if at >= begin]
 
     @staticmethod
-    def _wants(value: float, target: float, workers: int) -> int:
-        if workers and abs(value / target / workers - 1) <= TOLERANCE:
+    def _wants(value: float, workers: int) -> int:
+        if workers and abs(value / workers - 1) <= TOLERANCE:
             return workers
-        return math.ceil(value / target)
+        return math.ceil(value)
 
     def _bounds(self, seconds: float, behavior: Mapping[str, Any], sign: int) -> list[int]:
         """Return the number that each policy allows now."""

@@ -40,7 +40,9 @@ class Scenario:
     load: float = 0.75  # of all workers, on average
     batch: int = 15  # mean of the jobs that one client submits at once
     fault_minutes: float = 4.0  # between two faults of a kind at one worker
-    scales: bool = False  # the autoscaler decides how many workers there are
+    # The autoscaler decides how many workers there are. Its metrics do not tell pools apart, so
+    # there are none: dedicated workers need a scaler of their own.
+    scales: bool = False
     renew_ms: int = RENEW_MS
     heartbeat_ms: int = HEARTBEAT_MS
     checkpoint_ms: int = CHECKPOINT_MS
@@ -186,7 +188,7 @@ def _make_job(scenario: Scenario, rng: random.Random, number: int, owner: int, s
         format=2 if 0.65 <= share < 0.95 and rng.random() < 0.15 else 1,
         deadline_ms=60_000 if rng.random() < 0.03 else None,
     )
-    if size == LARGE and job.pool == POOL:
+    if size == LARGE or scenario.scales:
         job.pool = NO_POOL
     return job
 

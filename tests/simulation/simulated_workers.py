@@ -80,7 +80,8 @@ class SimulatedWorkers(Network):
             worker.version = BEFORE
         elif share >= 0.6 and (digit in RUN_AFTER or worker.index % 20 == DEDICATED[0]):
             worker.version = AFTER
-        pools = (POOL,) if digit in DEDICATED else (NO_POOL,)
+        is_dedicated = digit in DEDICATED and not self._scenario.scales
+        pools = (POOL,) if is_dedicated else (NO_POOL,)
         if worker.version == AFTER:
             pools += tuple(f"{LATER_POOL}{pool}" for pool in pools)
         size = SMALL if digit in SMALL_ONES else LARGE
