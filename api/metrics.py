@@ -3,7 +3,7 @@
 Each API process reports its own requests: Prometheus scrapes every process by its own address, and
 a query adds them up. The figures of the service come from the store and are equal from every
 process: a query takes the maximum. No label contains anything that identifies a caller, and each
-has few values. docs/monitoring.md lists all metrics; a test compares.
+has few values. The documentation's reference is made from these definitions.
 """
 
 import shutil
@@ -68,6 +68,22 @@ _refused_submissions = Counter(
     "Submissions that were refused because they would have waited too long.",
     registry=REQUESTS,
 )
+# The meaning of each label, also of those in service_metrics.py, for the reference.
+LABELS = {
+    "method": "The HTTP method; `other` for an unusual one.",
+    "route": "The template of the path, such as `/v1/jobs/{job_id}`.",
+    "status": "The status code of an answer; of `impasto_jobs_finished_total`, the job's status.",
+    "work": "`pictures` (a decoder), `conversions` of results, `estimates`, `reads` (lists).",
+    "function": "The store's function, of `core/jobs/scripts/`.",
+    "version": "The version of Impasto.",
+    "code": "The error code of a failed job.",
+    "size": "The long side of the result is at most so many px.",
+    "host": "The host name of the worker.",
+    "device": "Its device: `cpu`, or a card's number or UUID.",
+    "model": "The name of its card or processor.",
+    "precision": "That of its network.",
+    "network": "The network that it has loaded.",
+}
 METHODS = frozenset({"GET", "HEAD", "POST", "PATCH", "DELETE", "OPTIONS"})
 
 
@@ -138,17 +154,24 @@ class _Families(Collector):
 
 
 def _collect(store: JobStore, data_dir: Path) -> Iterator[Metric]:
+    families: list[Metric] = []
+    with suppress(errors.StoreUnavailable):
+        families = [*service_metrics.collect(store)]
+    yield from collect_process(data_dir, is_store_up=bool(families))
+    yield from families
+
+
+def collect_process(data_dir: Path, is_store_up: bool) -> Iterator[Metric]:
+    """Yield the families of this process, other than its requests."""
     info = GaugeMetricFamily("impasto_build_info", "1, with the version.", labels=["version"])
     info.add_metric([version("impasto")], 1)
     yield info
     yield from PROCESS_COLLECTOR.collect()  # memory, CPU time and open files of this process
     disk = shutil.disk_usage(data_dir if data_dir.exists() else data_dir.anchor)
-    yield service_metrics.gauge("disk_total_bytes", "Size of the data folder's disk.", disk.total)
-    yield service_metrics.gauge("disk_free_bytes", "Its free space.", disk.free)
-    families: list[Metric] = []
-    with suppress(errors.StoreUnavailable):
-        families = [*service_metrics.collect(store)]
     yield service_metrics.gauge(
-        "store_up", "Whether the store answers this process.", float(bool(families))
+        "disk_total_bytes", "Size of the file system of IMPASTO_DATA_DIR.", disk.total
     )
-    yield from families
+    yield service_metrics.gauge("disk_free_bytes", "Its free space.", disk.free)
+    yield service_metrics.gauge(
+        "store_up", "1 if the store answers this process, else 0.", float(is_store_up)
+    )

@@ -1,6 +1,10 @@
-"""The figures of the whole service as Prometheus metrics, equal from every API process."""
+"""The figures of the whole service as Prometheus metrics, equal from every API process.
+
+The reference of the documentation is made from `build_families`: docs/site/reference.py.
+"""
 
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from itertools import accumulate
 from typing import Any
 
@@ -12,23 +16,49 @@ from prometheus_client.core import (
     Metric,
 )
 
-from core.jobs.models import Status, WorkerUse
+from core.jobs.models import ServiceLoad, Status, WorkerUse
 from core.jobs.statistics import LIMITS_SECONDS, Example, LiveWorker, ServiceStatistics
 from core.jobs.store import JobStore
 
 _WORKER_GAUGES = {
-    "iterations_per_second": "Iterations per second of the run; 0 without a run.",
+    "iterations_per_second": "Iterations per second of the current run; 0 without one.",
     "memory_used_bytes": "Memory in use: of the card, or of the process on a CPU.",
     "memory_total_bytes": "Memory of the card or of the machine.",
-    "utilization": "How busy the card is, or the CPU with this process, 0 to 1.",
+    "utilization": "Of the card, by its driver; on a CPU, its cores that the process uses.",
 }
 
 
+@dataclass(frozen=True)
+class Figures:
+    """What the store says of the service at one moment."""
+
+    load: ServiceLoad
+    busy_workers: int
+    ended: Mapping[Status, int]
+    pending_webhooks: int
+    statistics: ServiceStatistics
+    store_problems: int
+
+
 def collect(store: JobStore) -> Iterator[Metric]:
-    """Yield all families. Raises StoreUnavailable."""
+    """Return all families. Raises StoreUnavailable."""
     load, workers = store.get_load(), store.list_workers()
     ended, pending_webhooks = store.get_counts()
-    statistics, report = store.get_statistics(), store.monitor.check()
+    return build_families(
+        Figures(
+            load=load,
+            busy_workers=sum(is_busy for _, is_busy in workers),
+            ended=ended,
+            pending_webhooks=pending_webhooks,
+            statistics=store.get_statistics(),
+            store_problems=len(store.monitor.check().problems),
+        )
+    )
+
+
+def build_families(figures: Figures) -> Iterator[Metric]:
+    """Yield all families with these figures."""
+    load, statistics = figures.load, figures.statistics
     for name, description, value in (
         ("jobs_queued", "Jobs that wait in the queue.", load.queued),
         ("jobs_running", "Jobs that run.", load.running),
@@ -42,30 +72,30 @@ def collect(store: JobStore) -> Iterator[Metric]:
             "Time since the submission of the job that starts next; 0 without one.",
             statistics.queue_head_age_seconds,
         ),
-        ("intake_paused", "Whether the operator accepts no jobs.", statistics.is_intake_paused),
-        ("workers", "Live workers.", load.workers),
-        (
-            "workers_busy",
-            "Live workers that run a job.",
-            sum(is_busy for _, is_busy in workers),
-        ),
+        ("intake_paused", "1 while the operator accepts no jobs.", statistics.is_intake_paused),
+        ("workers", "Workers with a heartbeat within 5 s.", load.workers),
+        ("workers_busy", "Those of them that run a job.", figures.busy_workers),
         (
             "job_duration_average_seconds",
             "Moving average of the time that a job runs.",
             load.average_job_seconds or 0,
         ),
-        ("webhooks_pending", "Webhooks that wait to be sent.", pending_webhooks),
-        ("store_problems", "Settings of the store that may lose jobs.", len(report.problems)),
-        ("store_memory_bytes", "Memory that the store uses.", statistics.memory_bytes),
+        ("webhooks_pending", "Webhooks that wait to be sent.", figures.pending_webhooks),
+        ("store_problems", "Settings of the store that may lose jobs.", figures.store_problems),
+        (
+            "store_memory_bytes",
+            "Memory that the store uses; 0 if it does not tell.",
+            statistics.memory_bytes,
+        ),
         (
             "store_memory_limit_bytes",
-            "Memory that the store may use; 0: no limit.",
+            "Memory that the store may use, its maxmemory; 0: no limit.",
             statistics.memory_limit_bytes,
         ),
     ):
         yield gauge(name, description, value)
     yield from _collect_workers(statistics.workers)
-    yield from _collect_totals(statistics, ended)
+    yield from _collect_totals(statistics, figures.ended)
 
 
 def _collect_totals(statistics: ServiceStatistics, ended: Mapping[Status, int]) -> Iterator[Metric]:
@@ -124,7 +154,7 @@ def _collect_workers(workers: Sequence[LiveWorker]) -> Iterator[Metric]:
     info = _family(
         GaugeMetricFamily,
         "worker_info",
-        "1 for each live worker, with its card's name.",
+        "1 for each live worker, with its card, precision and network.",
         *labels,
         "model",
         "precision",

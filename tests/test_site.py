@@ -56,7 +56,7 @@ def test_the_site_has_every_page_and_what_llms_txt_names(site: Path, llms: Modul
         assert (site / target).exists(), target
 
 
-def test_the_reference_has_every_parameter_setting_and_command(site: Path) -> None:
+def test_the_reference_has_every_parameter_setting_command_and_metric(site: Path) -> None:
     kinds: list[type[BaseSettings]] = [Settings, ApiSettings, WorkerSettings]
     settings = {
         kind.model_config["env_prefix"] + name.upper()
@@ -68,6 +68,7 @@ def test_the_reference_has_every_parameter_setting_and_command(site: Path) -> No
         ("parameters", {*PARAMETERS}),
         ("commands", {"impasto submit", "impasto keys create"}),
         ("errors", {"store_unsafe", "uri_too_long"}),
+        ("metrics", {"impasto_jobs_queued", "impasto_worker_utilization", "process_open_fds"}),
         ("routes", {"POST /v1/operator/jobs/{job_id}/move", "pinned"}),
     ):
         text = _Text.of(site / "reference" / f"{page}.html")

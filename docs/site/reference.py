@@ -2,21 +2,25 @@
 
 import json
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
 import click
+from prometheus_client.core import Metric
 from pydantic.fields import FieldInfo
 from pydantic_core import PydanticUndefined
 from pydantic_settings import BaseSettings
 
+from api import metrics, service_metrics
 from api.app import create_app
 from api.http.problems import REFUSALS, STATUS
 from api.settings import ApiSettings
 from cli.commands import impasto
 from core import errors
 from core.config import Settings
+from core.jobs.models import ServiceLoad, WorkerInfo, WorkerUse
+from core.jobs.statistics import LiveWorker, ServiceStatistics
 from core.style.presets import PRESETS
 from core.style.spec import StyleSpec
 from worker.settings import WorkerSettings
@@ -32,6 +36,7 @@ def render_all() -> dict[str, str]:
         "reference/parameters.md": render_parameters(),
         "reference/commands.md": render_commands(),
         "reference/errors.md": render_errors(),
+        "reference/metrics.md": render_metrics(),
     }
 
 
@@ -170,3 +175,78 @@ def _walk_errors(kind: type[errors.ImpastoError]) -> Iterator[type[errors.Impast
     yield kind
     for child in kind.__subclasses__():
         yield from _walk_errors(child)
+
+
+# The labels of a family are those of its samples, so each family must have one.
+_WORKER = LiveWorker(
+    host="host",
+    info=WorkerInfo(device="card", precision="float32", network="vgg19", networks=[]),
+    use=WorkerUse(device="cuda:0"),
+)
+_FIGURES = service_metrics.Figures(
+    load=ServiceLoad(queued=0, running=0, workers=0, average_job_seconds=None, remaining_seconds=0),
+    busy_workers=0,
+    ended={},
+    pending_webhooks=0,
+    statistics=ServiceStatistics(
+        totals={"error:internal": "1"},
+        queue_work_seconds=0,
+        queue_head_age_seconds=0,
+        workers=[_WORKER],
+        memory_bytes=0,
+        memory_limit_bytes=0,
+        is_intake_paused=False,
+    ),
+    store_problems=0,
+)
+
+
+def render_metrics() -> str:
+    """Return each metric with its type, labels, unit and meaning."""
+    metrics.record_request("GET", "/v1/jobs", 200, 0)
+    metrics.record_slot_wait("pictures", 0)
+    metrics.record_store_call("create", 0, has_succeeded=True)
+    of_process = [
+        *metrics.REQUESTS.collect(),
+        *metrics.collect_process(Path("/"), is_store_up=True),
+    ]
+    labels = [f"| `{name}` | {_cell(text)} |" for name, text in metrics.LABELS.items()]
+    return "\n".join(
+        [
+            "# Metrics",
+            "",
+            "What `GET /metrics` answers: [monitoring](../monitoring.md#metrics).",
+            "",
+            "## Of the process",
+            "",
+            "Each API process has its own figures. Add them up in a query: `sum(…)`.",
+            *_list_families(of_process),
+            "## Of the service",
+            "",
+            "Equal from every API process. Take one of them in a query: `max(…)`.",
+            *_list_families(service_metrics.build_families(_FIGURES)),
+            "## Labels",
+            *_table("| label | |", labels),
+        ]
+    )
+
+
+def _list_families(families: Iterable[Metric]) -> list[str]:
+    rows = []
+    for family in families:
+        used = {name: "" for sample in family.samples for name in sample.labels}
+        used.pop("le", None)  # the limit of a histogram's bucket
+        labels = ", ".join(f"`{name}`" for name in used) or "–"
+        name = f"{family.name}_total" if family.type == "counter" else family.name
+        rows.append(
+            f"| `{name}` | {family.type} | {labels} | {_unit(family.name)} "
+            f"| {_cell(family.documentation)} |"
+        )
+    return _table("| name | type | labels | unit | |", rows)
+
+
+def _unit(name: str) -> str:
+    """Return the unit of a metric, with which its name ends, as Prometheus recommends."""
+    ends = {"per_second": "1/s", "_seconds": "s", "_bytes": "B", "_utilization": "0 to 1"}
+    units = [unit for end, unit in ends.items() if name.endswith(end)]
+    return units[0] if units else "–"

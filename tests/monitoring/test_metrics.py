@@ -112,13 +112,32 @@ def test_dashboard_and_alerts_use_metrics_that_exist(service: Service) -> None:
     assert used - set(families) == set()
 
 
-def test_the_documentation_lists_every_metric_and_no_other(service: Service) -> None:
-    text = service.scrape(service.urls[0])
-    exist = set(re.findall(r"^# TYPE (impasto_\S+) ", text, re.MULTILINE))
-    page = (ROOT / "docs/monitoring.md").read_text(encoding="utf-8")
-    named = set(re.findall(r"`(impasto_[a-z_]+)`", page.partition("## Dashboard")[0]))
+def test_the_reference_has_what_the_service_answers_and_nothing_else(
+    service: Service, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.syspath_prepend(str(ROOT / "docs" / "site"))
+    import reference  # the generator of the reference
 
-    assert named == exist
+    page = reference.render_metrics()
+    rows = re.findall(r"^\| `(\w+)` \| (\w+) \| (.+?) \| (.+?) \| .+ \|$", page, re.MULTILINE)
+    documented = {name: (kind, set(re.findall(r"\w+", labels))) for name, kind, labels, _ in rows}
+    described = set(re.findall(r"^\| `(\w+)` \| [^|]+ \|$", page, re.MULTILINE))
+    units = {name: unit for name, _, _, unit in rows}
+
+    text = service.scrape(service.urls[0])
+    answered = dict(re.findall(r"^# TYPE (\S+) (\S+)$", text, re.MULTILINE))
+    assert {name: kind for name, (kind, _) in documented.items()} == answered
+    seen: dict[str, set[str]] = {}
+    for name, labels in re.findall(r"^(\w+)\{(.+)\} ", text, re.MULTILINE):
+        family = re.sub(r"_(bucket|sum|count)$", "", name)
+        found = set(re.findall(r'(\w+)="', labels)) - {"le"}
+        seen.setdefault(name if name in answered else family, set()).update(found)
+    assert len(seen) > 10
+    for name, labels in seen.items():
+        assert labels == documented[name][1], name
+        assert labels <= described, name
+    assert units["impasto_worker_memory_used_bytes"] == "B"
+    assert units["impasto_job_wait_seconds"] == "s"
 
 
 def test_no_label_has_many_values_or_identifies_a_caller(service: Service) -> None:
