@@ -1,4 +1,8 @@
-"""The how-to guides: their commands, their receiver and their page's code, run as they stand."""
+"""The how-to guides: their commands, their receiver and their page's code, run as they stand.
+
+Blocks of `console` run, as one script for each guide. A block of `text` right after one is what it
+prints. Blocks of `sh` are checked in tests/test_doc_commands.py only.
+"""
 
 import base64
 import os
@@ -15,6 +19,7 @@ import httpx2
 import pytest
 from page_actions import needs_chromium
 from PIL import Image
+from s3_server import S3Server
 from standardwebhooks import Webhook
 
 from core.neural.weights.cache import WeightsCache
@@ -23,6 +28,8 @@ pytestmark = pytest.mark.e2e
 
 GUIDES = Path(__file__).parents[2] / "docs" / "how-to"
 EXAMPLE_URL = "http://127.0.0.1:8000"
+EXAMPLE_BUCKET = "s3://impasto/studio?endpoint=https://s3.example.org&region=eu-central-1"
+_END = "== the end of a block"
 
 
 def _blocks(guide: str, language: str) -> str:
@@ -36,11 +43,26 @@ def _is_run(guide: Path) -> bool:
     return "```console" in guide.read_text(encoding="utf-8")
 
 
+def _steps(guide: str) -> list[tuple[str, str]]:
+    """The script of each block of commands, and what it prints if the guide says so."""
+    text = (GUIDES / f"{guide}.md").read_text(encoding="utf-8")
+    blocks = re.findall(
+        r"^```console\n(.*?)^```\n(?:\n```text\n(.*?)^```$)?", text, re.MULTILINE | re.DOTALL
+    )
+    return [(re.sub(r"^\$ ", "", script, flags=re.M), printed) for script, printed in blocks]
+
+
+def _as_pattern(printed: str) -> str:
+    """A pattern for an output, in which … stands for some text of a line."""
+    return ".+".join(re.escape(part) for part in printed.split("…"))
+
+
 @pytest.mark.parametrize("guide", [one.stem for one in sorted(GUIDES.glob("*.md")) if _is_run(one)])
 def test_the_commands_of_a_guide_run_as_one_script(
     guide: str,
-    shared_service: Any,
+    request: pytest.FixtureRequest,
     valkey: Any,
+    s3: S3Server,
     weights: WeightsCache,
     tmp_path: Path,
     photo: Image.Image,
@@ -53,23 +75,35 @@ def test_the_commands_of_a_guide_run_as_one_script(
         (cache / file.name).symlink_to(file)
     photo.save(folder / "photo.jpg")
     painting.save(folder / "painting.jpg")
-    script = re.sub(r"^\$ ", "", _blocks(guide, "console"), flags=re.M).replace("=256", "=64")
+    steps = _steps(guide)
+    script = f"\necho '{_END}'\n".join([*(step for step, _ in steps), ""]).replace("=256", "=64")
+    bucket = EXAMPLE_BUCKET
+    if EXAMPLE_BUCKET in script:
+        bucket = s3.create_bucket()
+        script = script.replace(EXAMPLE_BUCKET, bucket)
+    if EXAMPLE_URL in script:
+        script = script.replace(EXAMPLE_URL, request.getfixturevalue("shared_service").url)
     ran = subprocess.run(
-        ["bash", "-euo", "pipefail", "-c", script.replace(EXAMPLE_URL, shared_service.url)],
+        ["bash", "-euo", "pipefail", "-c", script],
         cwd=folder,
         env={
             "HOME": str(tmp_path),
             "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}",
             "IMPASTO_CACHE_DIR": str(cache.parent),
+            "IMPASTO_DATA_DIR": str(tmp_path / "data"),
             "IMPASTO_REDIS_URL": valkey.url,
         },
         capture_output=True,
         text=True,
         check=False,
-        timeout=120,
+        timeout=240,  # torch is loaded by each command
     )
 
     assert ran.returncode == 0, ran.stdout + ran.stderr
+    output = ran.stdout.replace(bucket.partition("?")[0], EXAMPLE_BUCKET.partition("?")[0])
+    for (_, expected), printed in zip(steps, output.split(f"{_END}\n"), strict=False):
+        if expected:
+            assert re.fullmatch(_as_pattern(expected), printed), printed
     for name in re.findall(r"-o (\w+\.(?:png|webp))", script):
         with Image.open(folder / name) as picture:
             assert picture.size == (64, 48), name

@@ -25,7 +25,7 @@ from cli.local_service import free_port
 from impasto import Client, Status
 
 NGINX = shutil.which("nginx") or shutil.which("/usr/sbin/nginx")
-DOCS = Path(__file__).parents[2] / "docs" / "operations.md"
+DOCS = Path(__file__).parents[2] / "docs" / "how-to" / "nginx.md"
 
 pytestmark = [
     pytest.mark.e2e,
