@@ -21,6 +21,46 @@ _IDS = {
     "digest": "^sha256:[0-9a-f]{64}$",
     "key_id": "^key_[a-z2-7]{16}$",
 }
+# Parameters and fields of bodies whose route does not describe them: they mean the same everywhere.
+_MEANINGS = {
+    "job_id": "The id of the job.",
+    "batch_id": "The id of the batch.",
+    "digest": "`sha256:` and the hexadecimal SHA-256 of the file.",
+    "key_id": "The id of the API key, not the key.",
+    "index": "The index of the frame, from the list of frames.",
+    "limit": "How many to list at most.",
+    "cursor": "From the `next` link of a list.",
+    "offset": "How many to leave out at the beginning.",
+    "count": "How many hours, until now.",
+    "format": "The format of the answer.",
+    "width": "Shrinks the picture to this width in px; never enlarges it.",
+    "after": "As the header Last-Event-ID, for clients that cannot set headers.",
+    "last-event-id": "The id of the last event that was received: the stream continues after it.",
+    "idempotency-key": "Your name of the request: sent again within a day, it does nothing new.",
+    "before": "Only entries before this id.",
+    "log": "Only this log: of the operator, or of callers.",
+    "actor": "Only what this key has done.",
+    "action": "Only actions that begin so, such as `job.` or `key.create`.",
+    "target": "Only what was done to this job, batch, worker or key.",
+    "outcome": "Only entries with this outcome.",
+    "content": "The photo.",
+    "contents": "The photos.",
+    "image": "The picture.",
+    "style": "The paintings, one to eight.",
+    "styles": "The paintings, one to eight.",
+    "mask": "For each painting: white where its style applies, black where not.",
+    "masks": "For each painting: white where its style applies, black where not.",
+    "style_mask": "For each painting: white where it counts, black where not.",
+    "style_masks": "For each painting: white where it counts, black where not.",
+    "init_image": "The picture to start from, with init=picture.",
+    "to": "The first or the last place of the queue.",
+    "id": "The id of a worker, or * for all.",
+    "release": "Hand the running job back with a checkpoint, instead of finishing it.",
+    "name": "The name of the key, for people.",
+    "priority": "The highest priority that the jobs of the key may have.",
+    "admin": "Whether the key may operate the service.",
+    "pool": "The label of the workers that run all jobs of the key.",
+}
 # Schemas of FastAPI's own 422 response, which this API replaces by Problem.
 _FASTAPI_ERROR_SCHEMAS = ("HTTPValidationError", "ValidationError")
 
@@ -114,6 +154,11 @@ def _require_sent_fields(document: Json) -> None:
     ]
     schemas = document["components"]["schemas"]
     received = _find_schemas(bodies, schemas)
+    sent = [media["schema"] for body in bodies for media in body.get("content", {}).values()]
+    for schema in [*sent, *(schemas[name] for name in received)]:
+        for name, field in schema.get("properties", {}).items():
+            if name in _MEANINGS and not field.get("description"):
+                field["description"] = _MEANINGS[name]
     for name in schemas.keys() - received:
         if properties := schemas[name].get("properties"):
             schemas[name]["required"] = list(properties)
@@ -153,6 +198,8 @@ def _add_errors_and_headers(operation: Json, *, can_fail: bool) -> None:
             response["headers"] = _headers(operation, status)
     for parameter in operation.get("parameters", []):
         parameter["schema"] = _without_null(parameter["schema"])
+        if parameter["name"] in _MEANINGS:
+            parameter.setdefault("description", _MEANINGS[parameter["name"]])
         if parameter["name"] in _IDS:
             parameter["schema"]["pattern"] = _IDS[parameter["name"]]
 

@@ -53,6 +53,18 @@ def test_every_body_has_an_example_that_matches_its_schema(document: Any) -> Non
         _assert_valid(document, media["schema"], media["example"], where)
 
 
+def test_every_parameter_and_every_field_of_a_body_is_described(document: Any) -> None:
+    schemas = document["components"]["schemas"]
+    for name, operation in _operations(document):
+        fields = [(one["name"], one) for one in operation.get("parameters", [])]
+        for media in operation.get("requestBody", {}).get("content", {}).values():
+            schema = media["schema"]
+            schema = schemas[schema["$ref"].rpartition("/")[2]] if "$ref" in schema else schema
+            fields += schema.get("properties", {}).items()
+        for field, described in fields:
+            assert described.get("description"), f"{name}: {field}"
+
+
 def test_every_path_parameter_has_an_example_that_matches_its_pattern(document: Any) -> None:
     for name, operation in _operations(document):
         for parameter in operation.get("parameters", []):
