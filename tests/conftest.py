@@ -47,6 +47,8 @@ GROUPS = {
     "tests/e2e/test_page_proxy.py": "page",
     "tests/e2e/test_page_submit.py": "page",
     "tests/e2e/test_service.py": "service",
+    "tests/test_doc_commands.py": "docs",
+    "tests/test_site.py": "docs",
     "tests/monitoring/test_metrics.py": "monitoring",
     "tests/monitoring/test_status.py": "monitoring",
     "tests/monitoring/test_traces.py": "monitoring",

@@ -4,12 +4,15 @@ import json
 import re
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from html.parser import HTMLParser
 from pathlib import Path
 from types import ModuleType
+from urllib.parse import quote, urlsplit
 
 import pytest
+from page_actions import CHROMIUM, needs_chromium
+from playwright.sync_api import sync_playwright
 from pydantic_settings import BaseSettings
 
 from api.settings import ApiSettings
@@ -75,12 +78,53 @@ def test_the_reference_has_every_parameter_setting_command_and_metric(site: Path
         assert not {name for name in names if name not in text}, page
 
 
-def test_the_search_finds_words_of_all_parts(site: Path) -> None:
+def test_the_search_knows_words_of_all_parts(site: Path) -> None:
     script = (site / "searchindex.js").read_text(encoding="utf-8")
     index = json.loads(script.removeprefix("Search.setIndex(").removesuffix(")"))
 
     words = {*index["terms"], *index["titleterms"]}
-    assert {"checkpoint", "webhook", "impasto_redis_url", "画出第一幅画"} <= words
+    assert {"checkpoint", "webhook", "impasto_redis_url"} <= words
+
+
+@pytest.fixture(scope="module")
+def search(site: Path) -> Iterator[Callable[[str], set[str]]]:
+    """A function that searches the site in a browser, and returns the pages that it finds."""
+    with sync_playwright() as driver:
+        chromium = driver.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
+        page = chromium.new_page()
+
+        def ask(words: str) -> set[str]:
+            page.goto(f"{(site / 'search.html').as_uri()}?q={quote(words)}")
+            page.wait_for_function("document.querySelector('.search-summary')?.innerText")
+            links = page.locator("ul.search a").evaluate_all(
+                "(links) => links.map((one) => one.href)"
+            )
+            return {Path(urlsplit(link).path).stem for link in links}
+
+        yield ask
+        chromium.close()
+
+
+@needs_chromium
+@pytest.mark.parametrize(
+    ("words", "found"),
+    [
+        ("checkpoints", {"architecture", "guarantees"}),
+        ("风格图", {"README.zh-CN", "first-picture.zh-CN"}),  # inside sentences
+        ("模型权重", {"README.zh-CN", "first-picture.zh-CN"}),
+        ("显卡实测", {"README.zh-CN"}),
+        ("图格风", set()),
+    ],
+    ids=["english", "word", "phrase", "of-one-page", "absent"],
+)
+def test_the_search_finds_words_in_both_languages(
+    search: Callable[[str], set[str]], words: str, found: set[str]
+) -> None:
+    pages = search(words)
+
+    assert found <= pages
+    if not words.isascii():
+        assert pages <= {"README.zh-CN", "first-picture.zh-CN"} if found else not pages
 
 
 def test_no_page_loads_anything_from_another_host(site: Path) -> None:

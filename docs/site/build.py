@@ -21,7 +21,8 @@ def build(target: Path) -> None:
     """Write the site to the folder. Raises CalledProcessError; Sphinx prints the reason."""
     with tempfile.TemporaryDirectory() as folder:
         sources = Path(folder)
-        shutil.copy(HERE / "conf.py", sources)
+        for name in ("conf.py", "chinese.py"):
+            shutil.copy(HERE / name, sources)
         for picture in (*DOCS.rglob("*.jpg"), *DOCS.rglob("*.svg")):
             copy = sources / picture.relative_to(DOCS)
             copy.parent.mkdir(parents=True, exist_ok=True)

@@ -1,9 +1,13 @@
 """Sphinx reads this. docs/site/build.py assembles the pages and runs it."""
 
+import sys
 from importlib.metadata import version as installed_version
+from pathlib import Path
 
-from pygments.lexers.special import TextLexer
 from sphinx.application import Sphinx
+
+sys.path.insert(0, str(Path(__file__).parent))
+from chinese import SearchEnglishAndChinese
 
 project = "Impasto"
 version = release = installed_version("impasto")
@@ -22,10 +26,9 @@ html_extra_path = ["llms.txt"]
 html_sourcelink_suffix = ""  # _sources/api.md, which llms.txt names
 html_static_path: list[str] = []
 html_show_sphinx = False
-# The diagrams stay as their source: the library that draws them would come from another host.
-suppress_warnings = ["misc.highlighting_failure"]
+html_search_language = SearchEnglishAndChinese.lang
 
 
 def setup(app: Sphinx) -> None:
-    """Let blocks of code have the language `mermaid`."""
-    app.add_lexer("mermaid", TextLexer)
+    """Add the search."""
+    app.add_search_language(SearchEnglishAndChinese)
