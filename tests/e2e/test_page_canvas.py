@@ -300,7 +300,7 @@ def test_several_paintings_are_downloaded_as_a_zip_and_compared(
     page.click("#select")
     background = "(button) => getComputedStyle(button).backgroundColor"
     pressed = page.locator("#presets [aria-pressed=true]").first.evaluate(background)
-    assert page.locator("#select").evaluate(background) == pressed
+    expect(page.locator("#select")).to_have_css("background-color", pressed)
     expect(page.locator("#selection-compare")).to_be_disabled()
     for job in (gatys_job, unusual_job):
         tile_of(page, job.id).locator("a").click()
