@@ -273,8 +273,7 @@ export class SubmitView {
 
   #save() {
     if (!this.isLoaded) return;
-    clearTimeout(this.saving);
-    this.saving = setTimeout(() => this.#saveNow(), SAVE_MS);
+    this.saving ??= setTimeout(() => { this.saving = null; this.#saveNow(); }, SAVE_MS);
   }
 
   async #saveNow() {

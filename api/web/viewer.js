@@ -10,6 +10,8 @@ import { formatPercent, t } from "./text.js";
 
 const MAX_ZOOM = 16, ZOOM_STEP = 1.5, HOLD_MS = 220, MOVE_PX = 5, PAN_STEP = 60, GRIP_PX = 44;
 
+const exitFullScreen = () => { if (document.fullscreenElement) document.exitFullscreen(); };
+
 export class Viewer {
   constructor() {
     const stage = this.stage = byId("stage");
@@ -28,9 +30,9 @@ export class Viewer {
     onClick("side-by-side", () => { this.isSplit = !this.isSplit; this.fit(); });
     onClick("full-screen", () => this.toggleFullScreen());
     setVisible(byId("full-screen"), document.fullscreenEnabled);
-    const exit = () => { if (document.fullscreenElement) document.exitFullscreen(); };
-    document.addEventListener("fullscreenchange", () =>
-      (document.fullscreenElement ? openLayer(exit) : closeLayer(exit)));
+    document.addEventListener("fullscreenchange", () => {
+      if (!document.fullscreenElement) closeLayer(exitFullScreen);
+    });
     this.#addHold(byId("hold"));
     this.#addHandle(stage.querySelector(".handle"));
     this.#addPointers();
@@ -213,8 +215,9 @@ export class Viewer {
   }
 
   toggleFullScreen() {
-    if (document.fullscreenElement) document.exitFullscreen();
-    else byId("canvas").requestFullscreen().catch(() => {});
+    if (document.fullscreenElement) return exitFullScreen();
+    openLayer(exitFullScreen);
+    byId("canvas").requestFullscreen().catch(() => closeLayer(exitFullScreen));
   }
 
   // ---- input

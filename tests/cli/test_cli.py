@@ -275,7 +275,7 @@ def test_plan_prints_scales_and_totals_and_writes_no_file(
     ran = impasto("stylize", *pictures, "--size", "300", "--plan")
 
     assert ran.returncode == 0
-    assert "300 x 225 px, 22 iterations, whole" in ran.stdout
+    assert "300 x 225 px, 16 iterations, whole" in ran.stdout
     assert "GB plus the network." in ran.stdout.splitlines()[-1]
     assert not (tmp_path / "out.png").exists()
 

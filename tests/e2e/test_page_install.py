@@ -140,7 +140,8 @@ def test_chromium_finds_the_page_installable(open_installed: Open, api: ApiProce
     assert answer["errors"] == []
     found = devtools.send("Page.getInstallabilityErrors")["installabilityErrors"]
     assert {one["errorId"] for one in found} <= {"in-incognito"}  # as every context of a test
-    assert page.get_attribute("meta[name=description]", "content") == manifest["description"]
+    description = page.get_attribute("meta[name=description]", "content")
+    assert description == manifest["description"].removesuffix(".")
     assert page.locator("meta[name='theme-color']").count() == 2
     base = answer["url"]
     for icon in manifest["icons"]:

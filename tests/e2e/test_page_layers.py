@@ -76,6 +76,8 @@ def test_a_painting_replaces_an_open_layer_and_back_leads_to_the_editor(
     page.go_forward()
     expect(page.locator("#job-view")).to_be_visible()
     page.go_back()
+    draft = "import('./web/drafts.js').then(({ loadDraft }) => loadDraft())"
+    page.wait_for_function(f"async () => (await {draft})?.masks[0]")
     page.click("#open-mask")
     page.reload()
     expect(page.locator("#mask-chip")).to_be_visible()

@@ -283,7 +283,7 @@ def test_another_objective_has_its_own_defaults_and_keeps_what_the_user_chose(
     assert values() == ["1000000", "relu4_2=1", "max"]
     page.select_option("#parameter-pooling", "average")
     page.select_option("#parameter-objective", "relative")
-    assert values() == ["22", "relu2_1=1,relu4_2=1", "average"]
+    assert values() == ["26", "relu2_1=1,relu4_2=1", "average"]
 
 
 def test_too_many_styles_cause_a_message(open_page: OpenPage, image_files: dict[str, Path]) -> None:

@@ -59,7 +59,7 @@ def test_the_estimate_is_the_plan(estimator: EstimateService, runner: FakeRunner
     ) == (
         400,
         300,
-        22,
+        16,
     )
     assert (response.device, response.network, response.refused) == ("cpu", "vgg19", None)
 
