@@ -40,7 +40,7 @@ def main(without: str | None, inside: bool) -> None:
     with tempfile.TemporaryDirectory() as folder:
         disk = Disk(Path(folder) / "disk", DISK_MB)
         print(f"serves again after {_fill_and_clear(program, disk, Path(folder) / 'log'):.1f} s")
-        subprocess.run(["umount", str(disk.folder)], check=True)
+        subprocess.run(["umount", "--lazy", str(disk.folder)], check=True)
 
 
 def _fill_and_clear(program: str, disk: Disk, log: Path) -> float:
