@@ -79,6 +79,7 @@ def test_a_painting_replaces_an_open_layer_and_back_leads_to_the_editor(
     draft = "import('./web/drafts.js').then(({ loadDraft }) => loadDraft())"
     page.wait_for_function(f"async () => (await {draft})?.masks[0]")
     page.click("#open-mask")
+    expect(page.locator("#mask-layer")).to_be_visible()
     page.reload()
     expect(page.locator("#mask-chip")).to_be_visible()
     expect(page.locator("#mask-tools")).to_be_hidden()
