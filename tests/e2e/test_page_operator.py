@@ -173,6 +173,7 @@ def test_the_page_is_accessible_and_uses_its_own_routes_only(
     assert page.get_attribute("#jobs-chart", "aria-label").startswith("Last 24 hours: ")
     for scheme in ("light", "dark"):
         page.emulate_media(color_scheme=scheme)
+        page.wait_for_function("() => !document.getAnimations().length")  # colors change slowly
         result = axe.run(page, options={"resultTypes": ["violations"]})
         assert result.violations_count == 0, result.generate_report()
     assert page.evaluate("document.documentElement.scrollWidth") <= width
