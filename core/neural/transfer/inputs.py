@@ -215,8 +215,8 @@ class StyleInputs:
     def _approach_styles(self, photo: Tensor, spec: StyleSpec) -> Tensor:
         """The photo with the colors and the contrast of the paintings, each in its mask.
 
-        A departure from the paper, which begins with the photo itself: half of the iterations then
-        change its colors, and deform it meanwhile. Where the style weighs little, or no layer sees
+        A departure from the paper, which begins with the photo itself: the first iterations then
+        change its colors, and deform its shapes meanwhile. Where the style weighs little, or no layer sees
         colors, the photo stays.
         """
         amount = min(1.0, spec.beta / _FULL_START_BETA)
