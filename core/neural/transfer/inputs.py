@@ -216,8 +216,8 @@ class StyleInputs:
         """The photo with the colors and the contrast of the paintings, each in its mask.
 
         A departure from the paper, which begins with the photo itself: the first iterations then
-        change its colors, and deform its shapes meanwhile. Where the style weighs little, or no layer sees
-        colors, the photo stays.
+        change its colors, and deform its shapes meanwhile. Where the style weighs little, or no
+        layer sees colors, the photo stays.
         """
         amount = min(1.0, spec.beta / _FULL_START_BETA)
         if not (adds_detail(spec) and amount and _sees_color(spec)):
