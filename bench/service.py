@@ -248,8 +248,8 @@ def first(size: int, photo_px: int, rounds: int) -> None:
     """Seconds from the submission, by digests, until the client sees what happens.
 
     changed: a preview differs from the photo by more than 8 of 255 levels on average. painted: the
-    loss of a preview is a tenth of the first one. Each job has a new photo, and all have the same
-    painting.
+    style loss is a tenth of the photo's, which is about the weight of the style. Each job has a new
+    photo, and all have the same painting.
     """
     steps = ("running", "preview", "changed", "painted", "first scale done")
     click.echo("| job | " + " | ".join(steps) + " |\n|---|---|---|---|---|---|")
@@ -262,7 +262,6 @@ def first(size: int, photo_px: int, rounds: int) -> None:
             photo = _fetch(client, f"/v1/images/{content}")
             time.sleep(4)  # the worker is idle
             submitted_at, cells = time.perf_counter(), []
-            first_loss: list[float] = []
             body = {"content": content, "styles": [style], "spec": {"size": size}}
             job = client.post("/v1/jobs", json=body).raise_for_status().json()
 
@@ -271,13 +270,12 @@ def first(size: int, photo_px: int, rounds: int) -> None:
                 difference = ImageChops.difference(preview, photo.resize(preview.size))
                 return statistics.mean(ImageStat.Stat(difference).mean) > 8
 
-            def is_painted(job: dict[str, Any], losses: list[float] = first_loss) -> bool:
-                losses.append(job["progress"]["loss"]["total"])
-                return losses[-1] <= losses[0] / 10
+            def is_painted(job: dict[str, Any]) -> bool:
+                return float(job["progress"]["loss"]["style"]) <= StyleSpec().beta / 10
 
             for condition in (
                 lambda job: job["status"] == "running",
-                lambda job: job["preview"] is not None and is_painted(job) is not None,
+                lambda job: job["preview"] is not None,
                 is_changed,
                 is_painted,
                 lambda job: job["progress"]["scale"] > 1,

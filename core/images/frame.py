@@ -52,7 +52,7 @@ def find_painting(picture: Image.Image) -> Box | None:
     """
     factor = min(1.0, _LONG_SIDE_PX / max(picture.size))
     size = tuple(max(1, round(side * factor)) for side in picture.size)
-    small = picture.convert("RGB").resize((size[0], size[1]), Image.Resampling.BOX)
+    small = picture.resize((size[0], size[1]), Image.Resampling.BOX).convert("RGB")
     if min(size) <= 2 * _PARTS:
         return None
     found = _best(small, range(-_MAX_TURN_DEGREES, _MAX_TURN_DEGREES + 1))

@@ -45,7 +45,8 @@ def to_image(picture: Image.Image, size: tuple[int, int] | None = None) -> Tenso
 
 def is_gray(picture: Image.Image) -> bool:
     """Whether a picture has no color, except for what compression leaves."""
-    pixels = np.array(picture.convert("RGB").reduce(max(1, max(picture.size) // 256)), np.float32)
+    small = picture.reduce(max(1, max(picture.size) // 256)).convert("RGB")
+    pixels = np.array(small, np.float32)
     spread = pixels.max(2) - pixels.min(2)  # (h, w)
     colored = float((spread > _COLOR_LEVELS).mean())
     return float(spread.mean()) < _GRAY_LEVELS and colored <= _MAX_COLORED_SHARE
@@ -105,6 +106,9 @@ def to_picture(image: Tensor) -> Image.Image:
 def enlarge(image: Tensor, size: tuple[int, int], *, seamless: bool = False) -> Tensor:
     """The image at (width, height), by bicubic interpolation, clamped to [0, 1].
 
+    `antialias` selects the kernel of Keys 1981, a = -0.5. That of torch's default, -0.75, repeats
+    large shapes as a weave of one pixel, as strong as a painting's own detail of that size.
+
     seamless: interpolate across the edges as if the picture repeated. Both sides must then be
     multiples of `GRID_PX`.
     """
@@ -117,7 +121,7 @@ def enlarge(image: Tensor, size: tuple[int, int], *, seamless: bool = False) -> 
         across, down = width // GRID_PX, height // GRID_PX
         larger = enlarge(image, (width + 2 * across, height + 2 * down))
         return larger[..., down : down + height, across : across + width].contiguous()
-    return functional.interpolate(image, (height, width), mode="bicubic").clamp(0, 1)
+    return _resize(image, (height, width)).clamp_(0, 1)
 
 
 def reduce(image: Tensor, size: tuple[int, int]) -> Tensor:

@@ -29,6 +29,17 @@ def test_a_size_is_width_and_height() -> None:
     assert tuple(pixels.enlarge(pixels.to_image(picture), (80, 60)).shape) == (1, 3, 60, 80)
 
 
+def test_an_enlarged_wave_is_not_repeated_at_the_highest_frequencies() -> None:
+    """Interpolation repeats a wave of frequency f at 0.5 - f: with a poor kernel as a weave."""
+    across = torch.arange(256)
+    wave = 0.5 + 0.4 * torch.sin(2 * torch.pi * across / 16)  # a period of 32 px when enlarged
+    enlarged = pixels.enlarge(wave.expand(1, 3, 256, 256), (512, 512))[0, 0, 256, 64:448]
+    power = torch.fft.rfft((enlarged - 0.5) * torch.hann_window(384)).abs().square()
+    frequency = torch.fft.rfftfreq(384)
+    repeated = power[(frequency - (0.5 - 1 / 32)).abs() < 0.01].sum()
+    assert repeated < 1e-5 * power[(frequency - 1 / 32).abs() < 0.01].sum()
+
+
 def test_an_enlarged_image_stays_inside_0_and_1() -> None:
     edges = (_noise(8, 8) > 0.5).float()
     larger = pixels.enlarge(edges, (32, 32))
