@@ -16,6 +16,7 @@
 --   lanes_cursor               string  the last place of the queue that was entered into its lane
 --   rounds                     hash    class -> the latest round that a job without a pool was claimed
 --                                      from; class:<pool> and class:<lane>
+--   round_begins               hash    the same fields -> a round, and the number at which it began
 --   leases                     zset    running jobs by the time their lease expires
 --   deadlines                  zset    unfinished jobs by their deadline
 --   expiry                     zset    ended jobs by the time their images expire; a job without a
@@ -63,7 +64,7 @@
 --                                      (error:<code>), and how long they waited (wait:<bucket>)
 --   intake_paused              string  since when the operator accepts no jobs; missing: accepts
 --   moves                      counter of the operator's moves in the queue
---   number                     counter of all jobs, in the order of arrival
+--   number                     counter of all jobs, in the order of arrival, and of begun rounds
 --   entries                    hash    owner -> how many jobs they have submitted
 --   leader                     string  the API process that runs the reaper
 --   restoring                  string  set while a backup is being restored

@@ -4,6 +4,10 @@ local function round_of(place)
   return tonumber(string.sub(place, 2, 11))
 end
 
+local function number_of(place)
+  return tonumber(string.sub(place, 12, 23))
+end
+
 -- The round of the latest claim from a lane, or from any lane of a pool.
 local function rounds_field(class, lane_or_pool)
   return lane_or_pool == '' and class or class .. ':' .. lane_or_pool
@@ -13,11 +17,24 @@ local function latest_round(p, class, lane_or_pool)
   return tonumber(redis.call('HGET', p .. 'rounds', rounds_field(class, lane_or_pool)) or 0)
 end
 
+-- Returns the latest round that a process of this version has begun, and when: by the counter
+-- `number`. -1 and 0 if there is none.
+local function begin_of(p, field)
+  local round, number = string.match(redis.call('HGET', p .. 'round_begins', field) or '',
+    '^(%d+) (%d+)$')
+  return tonumber(round or -1), tonumber(number or 0)
+end
+
 local function record_round(p, lane, place)
   local class, round = string.sub(place, 1, 1), round_of(place)
   for _, name in ipairs({ lane, (split_lane(lane)) }) do
+    local field = rounds_field(class, name)
     if round > latest_round(p, class, name) then
-      redis.call('HSET', p .. 'rounds', rounds_field(class, name), round)
+      redis.call('HSET', p .. 'rounds', field, round)
+    end
+    if round > begin_of(p, field) then
+      local number = redis.call('INCR', p .. 'number')
+      redis.call('HSET', p .. 'round_begins', field, round .. ' ' .. number)
     end
   end
 end
@@ -151,18 +168,50 @@ local function is_current(p, lane, place)
   return false
 end
 
+-- The field of the rounds that a place belongs to: those of its pool, or those of its lane, if it is
+-- behind because few workers may take from it. Jobs that the operator has moved have no rounds.
+local function clock_of(p, lane, place)
+  local class, pool = string.sub(place, 1, 1), split_lane(lane)
+  if class == tostring(FIRST) or class == tostring(LAST) then
+    return class
+  end
+  local is_behind = math.max(round_of(place), latest_round(p, class, lane))
+    < latest_round(p, class, pool)
+  return rounds_field(class, is_behind and lane or pool)
+end
+
+-- Returns the first place of a pool that a worker may take, and its lane; or nil.
+local function first_of_pool(p, pool, size)
+  local first, first_lane
+  for _, lane in ipairs(list_lanes(p, pool, claimable_size(p, pool, size))) do
+    local place
+    repeat
+      place = first_place(p, { lane }, '-', '+')
+    until not place or is_current(p, lane, place)
+    if place and (not first or place < first) then
+      first, first_lane = place, lane
+    end
+  end
+  return first, first_lane
+end
+
 -- Returns the first place that a worker may take, and its lane; or nil. pools: their names; size:
 -- what the worker holds, in px.
+--
+-- The rounds of two pools cannot be compared: one may be far ahead, because other workers serve it as
+-- well. So the job goes first that has waited the longest: since it arrived or since the latest round
+-- of its clock began, whichever is later. It waits for one turn of each other owner at most, and one
+-- more of each clock, and owners of all pools have equal turns.
 local function next_place(p, pools, size)
-  local first, first_lane
+  local first, first_lane, first_order
   for _, pool in ipairs(pools) do
-    for _, lane in ipairs(list_lanes(p, pool, claimable_size(p, pool, size))) do
-      local place
-      repeat
-        place = first_place(p, { lane }, '-', '+')
-      until not place or is_current(p, lane, place)
-      if place and (not first or place < first) then
-        first, first_lane = place, lane
+    local place, lane = first_of_pool(p, pool, size)
+    if place then
+      local _, began = begin_of(p, clock_of(p, lane, place))
+      local since = math.max(number_of(place), began)
+      local order = string.format('%s%012d', string.sub(place, 1, 1), since) .. place
+      if not first or order < first_order then
+        first, first_lane, first_order = place, lane, order
       end
     end
   end

@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import redis
+from worker_reports import describe_worker
 
 from core.jobs import store as store_module
 from core.jobs.models import (
@@ -27,21 +28,7 @@ from core.style.limits import SIZE_CLASSES
 from core.style.spec import StyleSpec
 
 Submit = Callable[..., Job]
-
-
-def _worker(size_px: int = 8192, *pools: str, name: str = "w") -> WorkerReport:
-    return WorkerReport(
-        device="cpu",
-        precision="float32",
-        network="vgg19",
-        networks=["vgg19"],
-        max_size_px=size_px,
-        id=name,
-        pools=list(pools) or [NO_POOL],
-    )
-
-
-SMALL, LARGE = _worker(1024, name="small"), _worker(4096, name="large")
+SMALL, LARGE = describe_worker(1024, name="small"), describe_worker(4096, name="large")
 
 
 @pytest.fixture
@@ -164,8 +151,8 @@ def test_a_worker_that_holds_less_after_a_restart_is_not_waited_for(
     store: JobStore, submit: Submit, claim: Any
 ) -> None:
     """A single machine would otherwise wait an hour for its own former memory."""
-    _see(store, _worker(8192, name="w"))
-    less = _worker(2048, name="w")
+    _see(store, describe_worker(8192, name="w"))
+    less = describe_worker(2048, name="w")
     store.announce(less)
     _see(store, less)
 
@@ -216,10 +203,10 @@ def test_a_job_of_a_pool_goes_only_to_its_workers(
     job, plain = submit(pool="team=a"), submit()
     assert job.pool == "team=a"
 
-    assert [claim(_worker(8192, NO_POOL, "team=b")) for _ in range(2)] == [plain.id, None]
-    assert claim(_worker(8192, "team=a")) == job.id
+    assert [claim(describe_worker(8192, NO_POOL, "team=b")) for _ in range(2)] == [plain.id, None]
+    assert claim(describe_worker(8192, "team=a")) == job.id
     submit()
-    assert claim(_worker(8192, "team=a")) is None, "it is dedicated to its pool"
+    assert claim(describe_worker(8192, "team=a")) is None, "it is dedicated to its pool"
 
 
 def test_a_job_of_a_pool_without_workers_says_so(store: JobStore, submit: Submit) -> None:
@@ -227,7 +214,7 @@ def test_a_job_of_a_pool_without_workers_says_so(store: JobStore, submit: Submit
     assert job.queue is not None
     assert job.queue.waits_for == "pool"
 
-    worker = _worker(8192, "team=a")
+    worker = describe_worker(8192, "team=a")
     _see(store, worker)
     seen = store.get(job.id).queue
     assert seen is not None
@@ -250,13 +237,13 @@ def test_the_position_counts_the_jobs_of_the_same_pool(store: JobStore, submit: 
 def test_a_flood_in_one_pool_does_not_delay_another(submit: Submit, claim: Any) -> None:
     for _ in range(20):
         submit(owner="x", pool="a")
-    in_a = _worker(8192, "a")
+    in_a = describe_worker(8192, "a")
     for _ in range(10):
         claim(in_a)
     early = [submit(owner="y", pool="b").id for _ in range(3)]
     late = submit(owner="z", pool="b").id
 
-    assert [claim(_worker(8192, "b")) for _ in range(4)] == [early[0], late, *early[1:]]
+    assert [claim(describe_worker(8192, "b")) for _ in range(4)] == [early[0], late, *early[1:]]
 
 
 # ---------------------------------------------------------------------- fairness
@@ -286,7 +273,7 @@ def test_where_every_worker_holds_every_job_sizes_do_not_change_the_order(
     late = submit(512, "y").id
     again = submit(2048, "y").id
 
-    order = [claim(_worker()) for _ in range(7)]
+    order = [claim(describe_worker()) for _ in range(7)]
     assert order == [flood[0], late, flood[1], again, *flood[2:]]
 
 
@@ -298,7 +285,7 @@ def test_what_an_owner_waits_for_in_one_pool_takes_no_turn_in_another(
     flood = [submit(owner="x").id for _ in range(3)]
     late = [submit(owner="y").id for _ in range(2)]
 
-    order = [claim(_worker()) for _ in range(5)]
+    order = [claim(describe_worker()) for _ in range(5)]
     assert order == [flood[0], late[0], flood[1], late[1], flood[2]]
 
 
@@ -317,6 +304,86 @@ def test_small_jobs_of_an_owner_take_no_turn_from_its_big_job(
     assert [claim(LARGE) for _ in range(3)] == [flood[0], late, flood[1]]
 
 
+def _take_turns(claim: Any, worker: WorkerReport, owners: dict[str, str], count: int) -> str:
+    """Claim so many jobs and return their owners."""
+    return "".join(owners[claim(worker)] for _ in range(count))
+
+
+@pytest.mark.parametrize("ahead", ["a", ""])
+def test_a_worker_of_two_pools_serves_both_although_one_is_many_rounds_ahead(
+    submit: Submit, claim: Any, ahead: str
+) -> None:
+    for _ in range(30):
+        submit(owner="before", pool=ahead or None)
+    for _ in range(30):
+        claim(describe_worker(8192, ahead))
+    owners = {submit(owner="x", pool="a").id: "x" for _ in range(10)}
+    owners |= {submit(owner=owner).id: owner for owner in "yzyzyzyzyz"}
+
+    order = _take_turns(claim, describe_worker(8192, "", "a"), owners, 15)[-12:]
+    assert [order.count(owner) for owner in "xyz"] == [4, 4, 4]
+
+
+def test_a_worker_of_two_pools_relieves_the_one_whose_owners_get_fewer_turns(
+    submit: Submit, claim: Any
+) -> None:
+    """Its other workers serve the pool as often as this one claims, so it needs no more."""
+    owners = {submit(owner="x", pool="a").id: "x" for _ in range(20)}
+    owners |= {submit(owner="y").id: "y" for _ in range(10)}
+    order = ""
+    for _ in range(6):
+        claim(describe_worker(8192, "a"))
+        order += _take_turns(claim, describe_worker(8192, "", "a"), owners, 1)
+
+    assert order == "yyyyyy"
+
+
+def test_a_job_lets_each_owner_of_another_pool_have_one_turn_at_most(
+    submit: Submit, claim: Any
+) -> None:
+    """And each pool one more, whatever other workers take and however far the rounds are apart."""
+    rng = random.Random(2)
+    pools = [NO_POOL, "a", "b"]
+    mixed, others = describe_worker(4096, *pools), [describe_worker(4096, pool) for pool in pools]
+    waiting: dict[str, tuple[str, Any]] = {}  # in the order of arrival: job -> owner, pool
+    passed: dict[str, int] = {}  # how many claims of the mixed worker each first job has let pass
+    most = 0
+    for step in range(450):
+        if step < 100 or step % 2:
+            owner, pool = rng.choice("wxyz"), rng.choice(pools)
+            waiting[submit(512, owner, pool or None).id] = (owner, pool)
+        if step < 100:
+            continue
+        other = others[step // 60 % 3]  # each serves its pool alone for a while
+        worker = rng.choice([mixed, other])
+        job = claim(worker)
+        if job is None:
+            continue
+        del waiting[job]
+        passed.pop(job, None)
+        if worker is mixed:
+            for first in {key: job for job, key in reversed(waiting.items())}.values():
+                passed[first] = passed.get(first, 0) + 1
+                most = max(most, passed[first])
+
+    assert len(pools) < most < 4 * len(pools) + len(pools)
+
+
+def test_claims_of_a_version_that_compares_rounds_leave_no_lane_behind(
+    submit: Submit, claim: Any, server: Any
+) -> None:
+    """It records the latest round and not when it began."""
+    for _ in range(30):
+        submit(owner="before", pool="a")
+    for _ in range(30):
+        claim(describe_worker(8192, "a"))
+    server.delete(f"{PREFIX}round_begins")
+    owners = {submit(owner="x", pool="a").id: "x" for _ in range(5)}
+    owners |= {submit(owner="y").id: "y" for _ in range(5)}
+
+    assert _take_turns(claim, describe_worker(8192, "", "a"), owners, 8) == "xyxyxyxy"
+
+
 def test_many_places_of_other_lanes_are_not_all_read(
     driver: Any, submit: Submit, claim: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -327,7 +394,7 @@ def test_many_places_of_other_lanes_are_not_all_read(
     flood = [submit(owner="x").id for _ in range(8)]
     late = submit(owner="y").id
 
-    assert [claim(_worker()) for _ in range(9)] == [*flood[:7], late, *flood[7:]]
+    assert [claim(describe_worker()) for _ in range(9)] == [*flood[:7], late, *flood[7:]]
 
 
 def test_a_claim_costs_the_same_however_many_jobs_of_others_come_first(
@@ -408,7 +475,7 @@ def test_a_long_queue_of_an_earlier_version_is_entered_in_steps(
     driver.patch_library(monkeypatch, "local MAX_ENTERED = 100", "local MAX_ENTERED = 8")
     jobs = [submit() for _ in range(20)]
     server.delete(f"{PREFIX}lanes", f"{PREFIX}lane:/512")
-    order = [claim(_worker()) for _ in jobs]
+    order = [claim(describe_worker()) for _ in jobs]
 
     assert order == [job.id for job in jobs]
     assert server.exists(f"{PREFIX}lanes", f"{PREFIX}lane:/512", f"{PREFIX}lanes_cursor") == 0
@@ -429,7 +496,7 @@ def test_a_place_that_an_earlier_version_has_claimed_is_dropped(
         server.zadd(PREFIX + key, {new: 0})
     server.hset(f"{PREFIX}job:{moved.id}", "place", new)
 
-    assert [claim(_worker()) for _ in range(3)] == [last.id, moved.id, None]
+    assert [claim(describe_worker()) for _ in range(3)] == [last.id, moved.id, None]
     assert server.exists(f"{PREFIX}lanes") == 0
 
 
@@ -451,7 +518,7 @@ def test_a_job_in_a_later_format_is_left_to_the_version_that_knows_it(
     _forget_lanes(server, later)
     server.hset(f"{PREFIX}job:{later.id}", "format", RECORD_FORMAT + 1)
 
-    assert [claim(_worker()), claim(_worker())] == [job.id, None]
+    assert [claim(describe_worker()), claim(describe_worker())] == [job.id, None]
     assert store.get(later.id).status == "queued"
     # Its worker is lost twice: it gets a new place, and stays with its version.
     for number in range(2):
@@ -460,7 +527,7 @@ def test_a_job_in_a_later_format_is_left_to_the_version_that_knows_it(
         server.hset(f"{PREFIX}job:{later.id}", mapping={"status": "running", "token": "x"})
         server.zadd(f"{PREFIX}leases", {later.id: 1})
         assert store.reap_expired_leases() == (1, 0), number
-    assert claim(_worker()) is None
+    assert claim(describe_worker()) is None
     assert store.count_queued() == 1
     store.cancel(later.id)
     assert store.count_queued() == 0
@@ -470,7 +537,9 @@ def test_the_lanes_hold_every_queued_job_once_whatever_happens(
     driver: Any, store: JobStore, submit: Submit, server: Any
 ) -> None:
     rng = random.Random(1)
-    workers = [_worker(size, *pools) for size in (512, 2048, 8192) for pools in ((), ("a", ""))]
+    workers = [
+        describe_worker(size, *pools) for size in (512, 2048, 8192) for pools in ((), ("a", ""))
+    ]
     running: dict[str, tuple[str, WorkerReport]] = {}
     _see(store, *workers)
     for step in range(250):

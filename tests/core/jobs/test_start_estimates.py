@@ -5,14 +5,13 @@ from typing import Any
 
 import pytest
 import redis
+from worker_reports import describe_worker
 
 from core.jobs.models import (
-    NO_POOL,
     Job,
     JobInput,
     QueuePosition,
     SubmissionOptions,
-    WorkerReport,
     new_job_id,
 )
 from core.jobs.store import JobStore
@@ -22,18 +21,6 @@ from core.style.spec import StyleSpec
 AVERAGE, LEFT = 10.0, 3.0  # seconds of a run, and those that each running job has left
 SMALL, LARGE = 1024, 4096
 Queue = Callable[..., Job]
-
-
-def _worker(size_px: int = SMALL, *pools: str, name: str = "w") -> WorkerReport:
-    return WorkerReport(
-        device="cpu",
-        precision="float32",
-        network="vgg19",
-        networks=["vgg19"],
-        max_size_px=size_px,
-        id=name,
-        pools=list(pools) or [NO_POOL],
-    )
 
 
 @pytest.fixture
@@ -62,7 +49,7 @@ def start(driver: Any, store: JobStore, queue: Queue) -> Callable[..., None]:
     def start_workers(count: int, busy: int, size_px: int = SMALL, *pools: str) -> None:
         for number in range(count):
             name = f"{size_px}-{pools}-{number}"
-            worker = _worker(size_px, *pools, name=name)
+            worker = describe_worker(size_px, *pools, name=name)
             store.heartbeat(name, worker)
             if number < busy:
                 queue(size_px, pools[0] if pools else None)
@@ -137,7 +124,7 @@ def test_paused_and_silent_workers_do_not_count(
     for number in range(1, 3):
         name = f"{SMALL}-()-{number}"
         store.suspensions.suspend(name, "paused")
-        store.heartbeat(name, _worker(SMALL, name=name))
+        store.heartbeat(name, describe_worker(SMALL, name=name))
     job = queue()
     assert _position(store, job).start_seconds == LEFT
 
