@@ -2,7 +2,7 @@
 
 **Fair share.** `ideal_queue.start_times` gives the time at which each job would start in an ideal
 queue on the workers that were there. A job may wait MAX_WAITS times as long as its neighbors there
-(`_longest_nearby`) plus GRACE_SECONDS: a worker is found lost after at most a lease and a tick of
+(`find_fair_wait`) plus GRACE_SECONDS: a worker is found lost after at most a lease and a tick of
 the reaper, and no run is interrupted for another job, so any queue is late by about one run.
 
 **Jain's index** is that of the owners' starts, each divided by the owner's equal share. Only owners
@@ -51,13 +51,13 @@ def measure(outcome: Outcome) -> Figures:
     """Compute all figures of a run that has ended."""
     figures = Figures()
     starts = start_times(outcome.accepted, sorted(outcome.capacity, key=lambda row: row[0]))
-    longest = _longest_nearby(outcome.accepted, starts)
+    fair_wait = find_fair_wait(outcome.accepted, starts, outcome.scenario.mixed)
     for job in outcome.accepted:
         if job.started_at is None:
             continue
         wait = (job.started_at - job.created_at) / 1000
         figures.waits.append(wait)
-        fair = longest(job) / 1000
+        fair = fair_wait(job) / 1000
         relative = wait / (MAX_WAITS * (fair + GRACE_SECONDS))
         if relative > figures.worst_wait:
             figures.worst_wait, figures.worst_job = relative, job
@@ -69,23 +69,32 @@ def measure(outcome: Outcome) -> Figures:
     return figures
 
 
-def _longest_nearby(jobs: list[Job], starts: dict[int, int]) -> Callable[[Job], int]:
+def find_fair_wait(
+    jobs: list[Job], starts: dict[int, int], is_mixed: bool = False
+) -> Callable[[Job], int]:
     """Return a function that gives the fair wait of a job in ms.
 
-    It is the longest ideal wait of its neighbors in time. A second decides whether a job gets the
-    last free worker before a rush. Neighbors have the owner, class and pool of the job; in the low
-    class, which gets what the others leave, the class and pool.
+    It is the longest ideal wait of its neighbors: they came within the same minute or the ones
+    beside it, because a second decides whether a job gets the last free worker before a rush; or
+    they still waited when it came, because it is behind them. Neighbors have the owner, class and
+    pool of the job; in the low class, which gets what the others leave, the class and pool, or the
+    class alone if workers take jobs of several pools.
     """
     longest: defaultdict[tuple[object, ...], int] = defaultdict(int)
 
-    def key(job: Job, shift: int) -> tuple[object, ...]:
-        owner = None if job.priority == "low" else job.owner
-        return (owner, job.priority, job.pool, _window(job.created_at) + shift)
+    def key(job: Job, window: int) -> tuple[object, ...]:
+        is_low = job.priority == "low"
+        owner = None if is_low else job.owner
+        pool = None if is_low and is_mixed else job.pool
+        return (owner, job.priority, pool, window)
 
     for job in jobs:
         wait = starts.get(job.number, job.created_at) - job.created_at
-        longest[key(job, 0)] = max(longest[key(job, 0)], wait)
-    return lambda job: max(longest.get(key(job, shift), 0) for shift in (-1, 0, 1))
+        first = _window(job.created_at)
+        last = _window(job.started_at or job.withdrawn_at or job.ended_at)
+        for window in range(first - 1, max(first + 1, last) + 1):
+            longest[key(job, window)] = max(longest[key(job, window)], wait)
+    return lambda job: longest[key(job, _window(job.created_at))]
 
 
 def _is_common(job: Job) -> bool:

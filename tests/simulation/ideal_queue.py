@@ -1,41 +1,48 @@
 """The fair share: when each job would start in an ideal queue on the same workers.
 
 The ideal queue knows no failures, no messages and no leases. Of the highest class with a job that
-a free worker may take, the owner whose turn it is gives one: owners take turns in a circle, and an
-owner's own jobs start in the order of their creation. A worker that is lost in the simulation
-takes no further job here until it is back; a job that has begun runs to its end. A job takes as
-long as workers have held it in the simulation, in all attempts: so the work that faults cost is
-there, too.
+a free worker may take, the owner whose turn it is gives one: owners take turns in a circle in
+each pool, a worker of several pools takes from the owner that has waited the longest for its turn,
+and an owner's own jobs start in the order of their creation. A worker that is lost in the
+simulation takes no further job here until it is back; a job that has begun runs to its end. A job
+takes as long as workers have held it in the simulation, in all attempts: so the work that faults
+cost is there, too.
 
 So the ideal wait of a job is its owner's equal share of what the workers could do. `start_times`
 has no code and no idea of the store's places and rounds.
 """
 
 import heapq
+import itertools
 import math
 from collections import OrderedDict, defaultdict, deque
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import partial
-from itertools import product
+from operator import itemgetter
 
 from job_model import Job, WorkerKind
 
 CLASSES = ("high", "normal", "low")
-_Category = tuple[str, int, int]  # pool, size, format
+_Category = tuple[int, int]  # size, format
 
 
 class _Turns:
     """The waiting jobs of one pool and class."""
 
-    def __init__(self) -> None:
+    def __init__(self, clock: Iterator[int]) -> None:
+        self._clock = clock
         self._owners: OrderedDict[int, dict[_Category, deque[Job]]] = OrderedDict()
+        self._since: dict[int, int] = {}  # when each of them began to wait for its turn
 
     def add(self, job: Job) -> None:
-        queues = self._owners.setdefault(job.owner, {})
-        queues.setdefault((job.pool, job.size, job.format), deque()).append(job)
+        if job.owner not in self._owners:
+            self._owners[job.owner] = {}
+            self._since[job.owner] = next(self._clock)
+        queues = self._owners[job.owner]
+        queues.setdefault((job.size, job.format), deque()).append(job)
 
-    def take(self, kind: WorkerKind, withdrawn: set[int]) -> Job | None:
-        """Remove and return the next job that this kind of worker may take."""
+    def find(self, kind: WorkerKind, withdrawn: set[int]) -> tuple[int, int, deque[Job]] | None:
+        """Return since when the next owner waits with a job for this kind, and its jobs."""
         for owner, queues in self._owners.items():
             best: deque[Job] | None = None
             for queue in [*queues.values()]:
@@ -48,12 +55,17 @@ class _Turns:
                 ):
                     best = queue
             if best:
-                job = best.popleft()
-                self._owners.move_to_end(owner)
-                if not any(queues.values()):
-                    del self._owners[owner]
-                return job
+                return self._since[owner], owner, best
         return None
+
+    def take(self, owner: int, queue: deque[Job]) -> Job:
+        """Remove and return the first of these jobs."""
+        job = queue.popleft()
+        self._owners.move_to_end(owner)
+        self._since[owner] = next(self._clock)
+        if not any(self._owners[owner].values()):
+            del self._owners[owner]
+        return job
 
 
 class _Queue:
@@ -62,6 +74,7 @@ class _Queue:
     def __init__(self) -> None:
         self.starts: dict[int, int] = {}  # number of a job -> ms
         self.withdrawn: set[int] = set()
+        self._clock = itertools.count()
         self._turns: dict[tuple[str, str], _Turns] = {}
         self._kinds: dict[int, WorkerKind] = {}
         self._free: defaultdict[WorkerKind, set[int]] = defaultdict(set)
@@ -70,7 +83,7 @@ class _Queue:
 
     def add(self, at: int, job: Job) -> None:
         """A job has been submitted."""
-        self._turns.setdefault((job.priority, job.pool), _Turns()).add(job)
+        self._turns.setdefault((job.priority, job.pool), _Turns(self._clock)).add(job)
         for kind in [kind for kind, workers in self._free.items() if workers and kind.takes(job)]:
             self._fill(kind, at)
 
@@ -106,10 +119,15 @@ class _Queue:
             heapq.heappush(self._ends, (at + job.held_ms, worker))
 
     def _take(self, kind: WorkerKind) -> Job | None:
-        for name, pool in product(CLASSES, kind.pools):
-            turns = self._turns.get((name, pool))
-            if turns and (job := turns.take(kind, self.withdrawn)):
-                return job
+        for name in CLASSES:
+            found = []
+            for pool in kind.pools:
+                turns = self._turns.get((name, pool))
+                if turns and (next_owner := turns.find(kind, self.withdrawn)):
+                    found.append((*next_owner, turns))
+            if found:
+                _, owner, queue, turns = min(found, key=itemgetter(0))
+                return turns.take(owner, queue)
         return None
 
 

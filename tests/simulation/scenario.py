@@ -23,8 +23,10 @@ BEFORE, NOW, AFTER = range(3)  # the versions
 # By the last digit of a worker's number. Until 40 % of the run, some workers run the version
 # before, from 60 % on, some run the next one.
 DEDICATED, SMALL_ONES = (4,), (2, 5, 8, 9)
+MIXED = (0, 1, 3, 4, 6, 7)  # in a scenario with such workers, which has no dedicated ones
 RUN_BEFORE, RUN_AFTER = (0, 3, 6), (1, 2, 5)
 LOST_SHARE = 0.003  # of messages and answers
+POOL_FROM = 0.45  # of the run; before that, no job is in the pool
 MIN_WORKERS = 20  # with all kinds among them
 
 
@@ -43,6 +45,10 @@ class Scenario:
     # The autoscaler decides how many workers there are. Its metrics do not tell pools apart, so
     # there are none: dedicated workers need a scaler of their own.
     scales: bool = False
+    # The workers of the pool take other jobs as well. The rounds of these are far ahead when three
+    # owners begin to submit all batches to the pool, and the others single jobs. There is no
+    # version before lanes, which gives each job to any worker.
+    mixed: bool = False
     renew_ms: int = RENEW_MS
     heartbeat_ms: int = HEARTBEAT_MS
     checkpoint_ms: int = CHECKPOINT_MS
@@ -58,7 +64,9 @@ class Scenario:
     @property
     def limits(self) -> QueueLimits:
         """What the API passes to the store."""
-        if self.scales:  # the queue must hold the wait that the scaler allows, on all workers
+        # The queue must hold the wait that the scaler allows, on all workers. Beside a full queue,
+        # a wait says little: each start lets a job in.
+        if self.scales or self.mixed:
             return QueueLimits(per_owner=self.jobs, queued=100 * self.workers)
         return QueueLimits(per_owner=max(60, self.jobs // 100), queued=max(120, self.jobs // 20))
 
@@ -168,6 +176,9 @@ def make_arrivals(scenario: Scenario, rng: random.Random) -> Iterator[tuple[floa
         else:
             owner, count = rng.randrange(scenario.owners), 1
         jobs = [_make_job(scenario, rng, made + number, owner, share) for number in range(count)]
+        if scenario.mixed and share >= POOL_FROM and count > 1:
+            for job in jobs:
+                job.owner, job.pool = job.owner % 3, POOL if job.size == SMALL else NO_POOL
         made += count
         yield pause, jobs
 
@@ -182,7 +193,7 @@ def _make_job(scenario: Scenario, rng: random.Random, number: int, owner: int, s
         owner=owner,
         priority=rng.choices(("high", "normal", "low"), (8, 84, 8))[0],
         size=size,
-        pool=POOL if share >= 0.45 and rng.random() < 0.05 else NO_POOL,
+        pool=POOL if share >= POOL_FROM and rng.random() < 0.05 else NO_POOL,
         run_ms=round(run_ms * (3 if size == LARGE else 1)),
         is_poison=rng.random() < 0.001,
         format=2 if 0.65 <= share < 0.95 and rng.random() < 0.15 else 1,

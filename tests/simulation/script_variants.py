@@ -44,6 +44,7 @@ EARLIER: Changes = (
         "place, lane = redis.call('ZRANGE', p .. 'queue', 0, 0)[1], '/8192'",
     ),
     ("for _, name in ipairs({ lane, (split_lane(lane)) }) do", "for _, name in ipairs({ '' }) do"),
+    ("    if round > begin_of(p, field) then", "    if false then"),
     (
         "local class, lane = CLASS[priority], lane_of(p, id) or lane_name('', 0)\n"
         "  local pool = split_lane(lane)",
@@ -166,6 +167,7 @@ RULES: Mapping[str, Changes] = {
             "return string.format(PLACE, class, 0, number) .. id",
         ),
     ),
+    "turns of pools": (("local since = math.max(number_of(place), began)", "local since = 0"),),
     "priorities": (("{ high = 1, normal = 2, low = 3 }", "{ high = 2, normal = 2, low = 2 }"),),
     "sizes of workers": (("    if px <= size then\n      names", "    if px then\n      names"),),
     "pools": (

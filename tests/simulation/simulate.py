@@ -2,6 +2,7 @@
 
 python tests/simulation/simulate.py run --seed 1                  # 20 workers, 2,000 jobs
 python tests/simulation/simulate.py run --seed 1 --big            # 1,000 workers, 1,000,000 jobs
+python tests/simulation/simulate.py run --seed 1 --mixed          # workers of several pools
 python tests/simulation/simulate.py run --seed 7 --trace FILE     # every call and answer of a seed
 python tests/simulation/simulate.py controls [--rule NAME]        # each rule removed in turn
 python tests/simulation/simulate.py costs                         # the server's time for each call
@@ -37,6 +38,7 @@ BIG = Scenario(
     heartbeat_ms=4000,
     window_ms=100,
 )
+MIXED = Scenario(owners=100, jobs=3000, load=0.9, batch=6, mixed=True)
 MAX_SEEDS = 1000
 
 
@@ -65,6 +67,7 @@ def main() -> None:
 )
 @click.option("--workers", type=int, default=None)
 @click.option("--scales", is_flag=True, help="The autoscaler decides how many workers there are.")
+@click.option("--mixed", is_flag=True, help="Workers take jobs of the pool beside others.")
 @click.option("--without", type=click.Choice([*RULES, *OTHER_RULES]), default=None)
 @click.option("--trace", type=click.Path(path_type=Path, dir_okay=False), default=None)
 def run(
@@ -73,11 +76,13 @@ def run(
     jobs: int | None,
     workers: int | None,
     scales: bool,
+    mixed: bool,
     without: str | None,
     trace: Path | None,
 ) -> None:
     """Run one seed and print a table. Exit with 1 if there is a violation."""
-    scenario = replace(BIG if big else Scenario(), seed=seed, without=without)
+    scenario = BIG if big else MIXED if mixed else Scenario()
+    scenario = replace(scenario, seed=seed, without=without)
     changes = {"jobs": jobs, "workers": workers, "scales": scales or None}
     scenario = replace(scenario, **{k: v for k, v in changes.items() if v is not None})
     began = time.monotonic()
@@ -140,8 +145,10 @@ def controls(rule: str | None, seeds: int) -> None:
     sys.exit(1 if missed else 0)
 
 
-def control(rule: str | None, seed: int) -> Scenario:
-    """Return the scenario without a rule; None: with all."""
+def control(rule: str, seed: int) -> Scenario:
+    """Return the scenario without a rule."""
+    if rule == "turns of pools":
+        return replace(MIXED, seed=seed, without=rule)
     scenario = Scenario(seed=seed, without=rule, jobs=1000)
     if seed % 2 == 0:  # each job loses several workers
         scenario = replace(scenario, mean_run_ms=15_000, fault_minutes=0.7, jobs=500)
@@ -151,9 +158,10 @@ def control(rule: str | None, seed: int) -> Scenario:
 def detect(rule: str, seeds: int = MAX_SEEDS) -> tuple[int, str | None]:
     """Return the first seed at which the simulation notices that the rule is missing."""
     for seed in range(1, seeds + 1):
-        _, found = check(control(rule, seed))
+        scenario = control(rule, seed)
+        _, found = check(scenario)
         # With the rule, the seed must be clean: else it shows the faults, not the missing rule.
-        if found and not check(control(None, seed))[1]:
+        if found and not check(replace(scenario, without=None))[1]:
             return seed, found[0]
     return seeds, None
 

@@ -257,7 +257,7 @@ class Service(SimulatedWorkers):
     def _send_submission(self, job: Job) -> None:
         share = (self.now - EPOCH_MS) / self._scenario.duration_ms
         version = NOW if job.format == 1 else AFTER
-        if share < 0.4 and self._rng.random() < 0.3:
+        if share < 0.4 and not self._scenario.mixed and self._rng.random() < 0.3:
             version = BEFORE
         kind = (version, job.size, job.pool, job.priority, job.deadline_ms)
         if kind not in self._submissions:

@@ -14,6 +14,7 @@ from scenario import (
     JOBS_PER_TASK,
     LARGE,
     LOST_SHARE,
+    MIXED,
     NOW,
     PASS_ON_MS,
     POOL,
@@ -76,12 +77,15 @@ class SimulatedWorkers(Network):
         digit = worker.index % 10
         worker.version = NOW
         share = (self.now - EPOCH_MS) / self._scenario.duration_ms
-        if share < 0.4 and digit in RUN_BEFORE:
+        if share < 0.4 and digit in RUN_BEFORE and not self._scenario.mixed:
             worker.version = BEFORE
         elif share >= 0.6 and (digit in RUN_AFTER or worker.index % 20 == DEDICATED[0]):
             worker.version = AFTER
-        is_dedicated = digit in DEDICATED and not self._scenario.scales
-        pools = (POOL,) if is_dedicated else (NO_POOL,)
+        pools: tuple[str, ...] = (NO_POOL,)
+        if self._scenario.mixed:
+            pools = (NO_POOL, POOL) if digit in MIXED else pools
+        elif digit in DEDICATED and not self._scenario.scales:
+            pools = (POOL,)
         if worker.version == AFTER:
             pools += tuple(f"{LATER_POOL}{pool}" for pool in pools)
         size = SMALL if digit in SMALL_ONES else LARGE

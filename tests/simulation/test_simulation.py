@@ -3,6 +3,7 @@
 from dataclasses import replace
 from typing import Any
 
+import bars
 import pytest
 import simulate
 from autoscaler import Autoscaler, read_spec
@@ -11,6 +12,7 @@ from job_model import Job, Model, ViolationError, WorkerKind
 from scenario import Scenario
 from script_variants import RULES, build_library
 from simulated_service import simulate as run
+from store_server import EPOCH_MS
 
 ANY = WorkerKind(("",), 8192, 1)
 
@@ -40,8 +42,14 @@ def test_the_functions_read_no_clock_but_the_simulated_one() -> None:
         build_library((("local LEGAL = {", "local TIME = 'TIME'\nlocal LEGAL = {"),))
 
 
-# Those that a second shows; `simulate.py controls` removes all.
-QUICK = ["fencing of results", "fencing of runs", "sizes of workers", "limit of an owner"]
+# Those that seconds show; `simulate.py controls` removes all.
+QUICK = [
+    "fencing of results",
+    "fencing of runs",
+    "sizes of workers",
+    "limit of an owner",
+    "turns of pools",
+]
 
 
 @pytest.mark.reliability
@@ -78,6 +86,28 @@ def test_in_the_ideal_queue_a_lost_worker_takes_no_job_and_a_withdrawn_job_no_wo
     capacity = [(0, 0, ANY), (900, 0, None), (7000, 0, ANY)]
 
     assert start_times(jobs, capacity) == {0: 0, 2: 7000}
+
+
+def test_in_the_ideal_queue_a_worker_of_two_pools_serves_the_owner_that_waits_longest() -> None:
+    pools = ["", "", "", "a", "a"]
+    jobs = [_job(number, owner=1) for number in range(5)]
+    for job, pool in zip(jobs, pools, strict=True):
+        job.pool = pool
+
+    kind = WorkerKind(("", "a"), 8192, 1)
+    assert start_times(jobs, [(0, 0, kind)]) == {0: 0, 1: 1000, 3: 2000, 2: 3000, 4: 4000}
+
+
+def test_the_fair_wait_of_a_job_counts_the_own_jobs_that_still_wait_before_it() -> None:
+    minute = 60_000
+    jobs = [
+        _job(0, 1, EPOCH_MS, started_at=EPOCH_MS + 5 * minute),
+        _job(1, 1, EPOCH_MS + 4 * minute, started_at=EPOCH_MS + 6 * minute),
+        _job(2, 1, EPOCH_MS + 8 * minute, started_at=EPOCH_MS + 8 * minute),
+    ]
+    ideal = {0: EPOCH_MS + minute, 1: EPOCH_MS + 4 * minute, 2: EPOCH_MS + 8 * minute}
+
+    assert [*map(bars.find_fair_wait(jobs, ideal), jobs)] == [minute, minute, 0]
 
 
 def test_jains_index_is_one_for_equal_shares() -> None:
