@@ -73,7 +73,7 @@ LABELS = {
     "method": "The HTTP method; `other` for an unusual one.",
     "route": "The template of the path, such as `/v1/jobs/{job_id}`.",
     "status": "The status code of an answer; of `impasto_jobs_finished_total`, the job's status.",
-    "work": "`pictures` (a decoder), `conversions` of results, `estimates`, `reads` (lists).",
+    "work": "`pictures` (a decoder), `conversions` of pictures, `estimates`, `reads` (lists).",
     "function": "The store's function, of `core/jobs/scripts/`.",
     "version": "The version of Impasto.",
     "code": "The error code of a failed job.",

@@ -245,9 +245,13 @@ class Client:
         response = self._request("POST", "/v1/images", files=[("image", _form_part(picture))])
         return _parse(_Upload, response).id
 
-    def image(self, digest: str) -> bytes:
-        """Download an upload, a job's input or a result by its digest. Raises ImageNotFound."""
-        return _read_picture(self._request("GET", f"/v1/images/{quote(digest, safe='')}"))
+    def image(self, digest: str, *, width: int | None = None) -> bytes:
+        """Download an upload, a job's input or a result by its digest. Raises ImageNotFound.
+
+        width: a WebP that is at most so many px wide, instead of the file itself.
+        """
+        path = f"/v1/images/{quote(digest, safe='')}"
+        return _read_picture(self._request("GET", path, params=_drop_none({"width": width})))
 
     def estimate(
         self,

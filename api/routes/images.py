@@ -1,10 +1,11 @@
 """Pictures by their digests: POST, HEAD and GET under /v1/images."""
 
-from typing import Any, TypedDict
+from typing import Annotated, Any, TypedDict
 
 from anyio import to_thread
-from fastapi import APIRouter, Request, Response
+from fastapi import APIRouter, Query, Request, Response
 from pydantic import BaseModel
+from starlette.concurrency import run_in_threadpool
 from starlette.datastructures import UploadFile
 
 from api.dependencies import Blobs, Configuration, CurrentWaiter, Owner, Store
@@ -14,7 +15,8 @@ from api.schemas.submission import NOT_READ
 from api.submissions import multipart
 from api.submissions.pictures import inspect_picture, is_available
 from core import errors
-from core.images import validation
+from core.images import codec, decoder, validation
+from core.style.spec import MAX_SIZE_PX
 
 router = APIRouter(prefix="/v1/images", tags=["images"])
 
@@ -134,9 +136,13 @@ def check_image(
     config: Configuration,
 ) -> Response:
     """Return 200 if your jobs can use this digest, and restart its retention; otherwise 404."""
-    if is_available(digest, owner, store, blobs):
-        _reserve_upload(digest, blobs.size_bytes(digest), owner, store, config)
-    return get_image(digest=digest, request=request, owner=owner, store=store, blobs=blobs)
+    if not is_available(digest, owner, store, blobs):
+        raise errors.ImageNotFound()
+    _reserve_upload(digest, blobs.size_bytes(digest), owner, store, config)
+    tag = f'"{digest}"'
+    if image_response.is_cached_by_client(request, tag):
+        return image_response.not_modified(tag)
+    return _send_file(digest, blobs, tag)
 
 
 @router.get(
@@ -148,18 +154,38 @@ def check_image(
     },
     summary="Get a picture",
 )
-def get_image(
-    *, digest: str, request: Request, owner: Owner, store: Store, blobs: Blobs
+async def get_image(
+    *,
+    digest: str,
+    request: Request,
+    owner: Owner,
+    waiter: CurrentWaiter,
+    store: Store,
+    blobs: Blobs,
+    width: Annotated[int | None, Query(ge=16, le=MAX_SIZE_PX)] = None,
 ) -> Response:
     """Return a picture that you uploaded, or a result of your jobs, byte for byte.
 
-    This request does not extend the picture's retention.
+    With `width`, return a WebP that is at most so many px wide, upright and in sRGB. This request
+    does not extend the picture's retention.
     """
-    if not is_available(digest, owner, store, blobs):
+    if not await run_in_threadpool(is_available, digest, owner, store, blobs):
         raise errors.ImageNotFound()
-    tag = f'"{digest}"'
+    tag = f'"{digest}"' if width is None else f'"{digest}-webp-{width}"'
     if image_response.is_cached_by_client(request, tag):
         return image_response.not_modified(tag)
+    if width is None:
+        return await run_in_threadpool(_send_file, digest, blobs, tag)
+
+    def shrink() -> bytes:
+        return codec.encode(decoder.shrink_stored(blobs.get(digest), width), "webp", quality=80)
+
+    copy = await image_response.render_cached(tag, shrink, waiter)
+    picture = await run_in_threadpool(image_response.spool_to_file, copy, blobs)
+    return image_response.image_response(picture, "webp", tag)
+
+
+def _send_file(digest: str, blobs: Blobs, tag: str) -> Response:
     file = blobs.open(digest)
     kind = validation.detect_format(file.read(validation.HEAD_BYTES))
     file.seek(0)

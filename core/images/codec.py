@@ -394,9 +394,14 @@ def convert(data: bytes, file_format: Format, width: int | None = None) -> bytes
         provenance = image.info.get(PROVENANCE_KEY)
         picture = image.convert("RGBA" if image.has_transparency_data else "RGB")
     if width is not None:
-        size = (width, max(1, round(picture.height * width / picture.width)))
-        picture = picture.resize(size, Image.Resampling.LANCZOS, reducing_gap=3.0)
+        picture = scale_to_width(picture, width)
     return encode(picture, file_format, None if provenance is None else json.loads(provenance))
+
+
+def scale_to_width(picture: Image.Image, width: int) -> Image.Image:
+    """Scale a picture to `width` px."""
+    size = (width, max(1, round(picture.height * width / picture.width)))
+    return picture.resize(size, Image.Resampling.LANCZOS, reducing_gap=3.0)
 
 
 def animate(

@@ -211,11 +211,12 @@ class SandboxedDecoder:
         keep_alpha: bool = False,
         mask: bool = False,
         inspected: bool = False,
+        max_width: int | None = None,
     ) -> Image.Image:
         """Decode a file as `codec.decode` does, and raise what it raises.
 
-        Raises also BadImage if the process dies or hangs, OutOfMemory if the system kills it, and
-        Unavailable if no process can be started.
+        max_width: scale a wider picture to so many px. Raises also BadImage if the process dies or
+        hangs, OutOfMemory if the system kills it, and Unavailable if no process can be started.
         """
         request = {
             "pixels": True,
@@ -224,8 +225,12 @@ class SandboxedDecoder:
             "keep_alpha": keep_alpha,
             "mask": mask,
             "inspected": inspected,
+            "max_width": max_width,
         }
         answer, pixels = self._request(request, io.BytesIO(data))
+        width, height = answer["size"]
+        if max_width is not None and (width > max_width or height > validation.MAX_SIDE_PX):
+            raise errors.BadImage()
         return Image.frombytes(answer["mode"], answer["size"], pixels)
 
     def inspect(
@@ -433,6 +438,21 @@ def inspect_upload(
                 )
     except OSError as error:  # deleted as stale, because the clock has jumped; too many open files
         raise errors.Unavailable() from error
+    except errors.OutOfMemory as error:
+        raise errors.Unavailable() from error
+
+
+def shrink_stored(data: bytes, width: int) -> Image.Image:
+    """Decode a stored picture in a process of its own, at most `width` px wide, with its alpha.
+
+    data: an upload that was accepted, or a result. Raises BadImage; Unavailable if no process can
+    be started or the machine is out of memory.
+    """
+    try:
+        with SandboxedDecoder(RESULT_LIMITS, fork_process) as decoder:
+            return decoder.decode(
+                data, any_size=True, keep_alpha=True, inspected=True, max_width=width
+            )
     except errors.OutOfMemory as error:
         raise errors.Unavailable() from error
 

@@ -9,8 +9,8 @@ The protocol consists of frames of `multiprocessing.connection`, each a length a
               or {"refusal": name of the error, "message": its message}
 
 The keys of a request, all optional: `pixels` (send them), `background`, `any_size`, `keep_alpha`,
-`mask` and `inspected` (as in `codec.decode`), `refuse_black` (refuse a black mask), `square` (side
-and way to resize).
+`mask` and `inspected` (as in `codec.decode`), `refuse_black` (refuse a black mask), `max_width`
+(scale a wider picture to so many px), `square` (side and way to resize).
 """
 
 import json
@@ -65,7 +65,8 @@ def _decode(request: dict[str, Any], data: bytes) -> Image.Image:
     )
     if request.get("refuse_black"):
         codec.check_mask(picture)
-    return picture
+    max_width = request.get("max_width") or picture.width
+    return picture if picture.width <= max_width else codec.scale_to_width(picture, max_width)
 
 
 def _send_header(connection: Connection, header: dict[str, Any]) -> None:

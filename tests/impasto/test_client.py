@@ -206,6 +206,7 @@ def test_every_picture_of_a_job_can_be_downloaded(
         data,
         pictures[0].read_bytes(),
     ]
+    assert codec.decode(client.image(job.input.content, width=48)).width == 48
     for missing in (lambda: client.frame(job.id, 7), lambda: client.image("sha256:" + "0" * 64)):
         with pytest.raises(errors.ImageNotFound):
             missing()

@@ -36,7 +36,8 @@ def test_a_damaged_upload_is_not_served_and_not_accepted(
     parameters = {"content": content, "styles": [style], "spec": {"size": 64}}
     batch = {"contents": [content], "styles": [style], "spec": {"size": 64}}
 
-    assert _is_gone(client.get(f"/v1/images/{content}"))
+    for query in ("", "?width=41"):  # in no cache
+        assert _is_gone(client.get(f"/v1/images/{content}{query}"))
     assert _is_gone(client.post("/v1/jobs", json=parameters))
     assert _is_gone(client.post("/v1/batches", json=batch))
     assert _is_gone(client.post("/v1/estimate", json=parameters))

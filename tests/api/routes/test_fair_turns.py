@@ -81,7 +81,7 @@ def test_the_update_of_a_mask_takes_a_turn(
     assert _callers(turns, pictures.decoders) == ["anna"]
 
 
-def test_results_and_time_lapses_take_turns(
+def test_results_small_copies_and_time_lapses_take_turns(
     client: TestClient,
     submit: Any,
     run_job: Callable[[Image.Image], bytes],
@@ -97,10 +97,11 @@ def test_results_and_time_lapses_take_turns(
     store.reserve(digest)
     frame = Frame(index=0, iteration=0, scale=1, seconds=0, digest=digest)
     store.add_frame(other.rpartition("/")[2], "other", frame)
-    answers = [client.get(f"{path}/result?width=51"), client.get(f"{other}/timelapse")]
+    photo = f"/v1/images/{store.get(path.rpartition('/')[2]).input.content}"
+    addresses = (f"{path}/result?width=51", f"{other}/timelapse", f"{photo}?width=51")
 
-    assert [answer.status_code for answer in answers] == [200, 200]
-    assert _callers(turns, image_response._conversions) == ["anna"] * 2
+    assert [client.get(address).status_code for address in addresses] == [200, 200, 200]
+    assert _callers(turns, image_response._conversions) == ["anna"] * 3
 
 
 def test_estimates_take_turns(

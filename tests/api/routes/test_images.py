@@ -1,12 +1,13 @@
 """Uploads: /v1/images."""
 
+import io
 import os
 import tempfile
 from typing import Any, NoReturn
 
 import pytest
 from fastapi import FastAPI
-from PIL import Image
+from PIL import Image, ImageChops, ImageStat
 from starlette.testclient import TestClient
 
 from api.fair_queue import FairQueue
@@ -271,6 +272,44 @@ def test_a_picture_of_a_job_counts_as_an_upload_when_its_retention_is_extended(
         429,
         200,
     ]
+
+
+def test_a_small_copy_is_an_upright_webp_that_is_never_enlarged(
+    client: TestClient, photo: Image.Image
+) -> None:
+    """Also of what few browsers can show."""
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    file = io.BytesIO()
+    photo.save(file, "TIFF", exif=exif)
+    path = client.post("/v1/images", files={"image": file.getvalue()}).headers["location"]
+    answers = [client.get(f"{path}?width={width}") for width in (36, 500)]
+
+    copies = [Image.open(io.BytesIO(answer.content)) for answer in answers]
+    assert [(copy.format, copy.size) for copy in copies] == [("WEBP", (36, 48)), ("WEBP", (72, 96))]
+    assert {answer.headers["content-type"] for answer in answers} == {"image/webp"}
+    red, _, blue = photo.rotate(-90, expand=True).resize((36, 48)).split()
+    assert ImageStat.Stat(ImageChops.difference(copies[0].getchannel("R"), red)).mean[0] < 8
+    assert ImageStat.Stat(ImageChops.difference(copies[0].getchannel("R"), blue)).mean[0] > 8
+    tag = answers[0].headers["etag"]
+    assert client.get(f"{path}?width=36", headers={"If-None-Match": tag}).status_code == 304
+    assert client.get(path, headers={"If-None-Match": tag}).status_code == 200
+    assert [client.get(f"{path}?width={width}").status_code for width in (15, 9000)] == [422, 422]
+
+
+def test_a_small_copy_is_for_its_owner_only(
+    client: TestClient, files: dict[str, Any], switch_caller: Any
+) -> None:
+    """Also once it is in the cache."""
+    switch_caller("anna")
+    path = client.post("/v1/images", files={"image": files["content"]}).headers["location"]
+    tag = client.get(f"{path}?width=40").headers["etag"]
+    switch_caller("bob")
+    answers = [
+        client.get(f"{path}?width=40", headers=headers) for headers in ({}, {"If-None-Match": tag})
+    ]
+
+    assert [answer.status_code for answer in answers] == [404, 404]
 
 
 def test_no_header_reveals_that_another_client_has_uploaded_the_same_picture(

@@ -103,6 +103,17 @@ def test_the_pixels_are_those_that_decode_returns(either: SandboxedDecoder) -> N
     assert (kept.mode, kept.getpixel((5, 5))) == ("RGBA", (255, 255, 255, 100))
 
 
+def test_only_a_picture_that_is_wider_is_scaled_in_the_process(either: SandboxedDecoder) -> None:
+    translucent = codec.encode(Image.new("RGBA", (96, 48), (255, 0, 0, 100)))
+    small, whole = (
+        either.decode(translucent, keep_alpha=True, max_width=width) for width in (32, 500)
+    )
+    assert ((small.size, small.mode), (whole.size, whole.mode)) == (
+        ((32, 16), "RGBA"),
+        ((96, 48), "RGBA"),
+    )
+
+
 @pytest.mark.parametrize(
     "name", [name for name in hostile_files.encodings() if name.startswith(("H", "A", "T", "G"))]
 )
@@ -353,6 +364,16 @@ def test_a_square_of_another_size_is_refused() -> None:
         ):
             with pytest.raises(errors.BadImage):
                 request()
+
+
+@pytest.mark.parametrize("size", [(17, 1), (1, 17_000)])
+def test_a_scaled_picture_of_another_size_is_refused(size: tuple[int, int]) -> None:
+    serve = partial(_answer, answer=b'{"size": [%d, %d]}' % size, rest=bytes(3 * size[0] * size[1]))
+    with (
+        SandboxedDecoder(TAKEN_OVER_LIMITS, partial(fork_process, serve=serve)) as taken_over,
+        pytest.raises(errors.BadImage),
+    ):
+        taken_over.decode(_png(), max_width=16)
 
 
 PROGRAM = """
