@@ -169,7 +169,7 @@ _ANSWER = """([job, count, thumbnail]) => {
 }"""
 _SCROLL = """async (count) => {
     const list = document.querySelector("#history-list");
-    while (list.childElementCount < count) {
+    while (list.style.getPropertyValue("--count") < count) {
         document.querySelector("#history-more").scrollIntoView();
         await new Promise(requestAnimationFrame);
     }

@@ -48,11 +48,14 @@ async function waitForKey(wasRefused) {
 
 // Sends a request; returns the response if it is 2xx or 304. Asks for a key after 401.
 // Throws ApiError, an Error with the code "unreachable", or AbortError.
-export async function request(address, { headers = {}, ...options } = {}) {
+export const request = (address, { headers, ...options } = {}) => sendWithKey((keyHeaders) =>
+  fetchWithTimeout(address, { ...options, headers: { ...headers, ...keyHeaders } }));
+
+// send(headers): returns a response.
+async function sendWithKey(send) {
   for (;;) {
     const key = apiKey.get();
-    const allHeaders = key ? { ...headers, Authorization: `Bearer ${key}` } : headers;
-    const response = await fetchWithTimeout(address, { ...options, headers: allHeaders });
+    const response = await send(key ? { Authorization: `Bearer ${key}` } : {});
     if (response.ok || response.status === 304) return response;
     if (response.status !== 401) {
       throw new ApiError(await response.json().catch(() => ({})), response);
@@ -84,45 +87,38 @@ export const sendJson = (method, address, body, headers = {}, options = {}) => r
   headers: { ...(body && { "Content-Type": "application/json" }), ...headers },
 });
 
-async function readBody(kind, address, options) {
-  const response = await request(address, options);
+async function readBody(kind, response, signal) {
   try {
     return await response[kind]();
-  } catch {  // the connection broke in the middle of the body
-    options.signal?.throwIfAborted();
+  } catch {  // the connection broke in the middle of the body, or a proxy has answered
+    signal?.throwIfAborted();
     throw createUnreachableError();
   }
 }
 
-export const getJson = (address, options = {}) => readBody("json", address, options);
+export const getJson = async (address, options = {}) =>
+  readBody("json", await request(address, options), options.signal);
 
 // Fetches an image: <img> cannot send the key. The browser may cache it, and revalidates it.
-export const getBlob = (address, options = {}) =>
-  readBody("blob", address, { cache: "no-cache", ...options });
+export const getBlob = async (address, options = {}) =>
+  readBody("blob", await request(address, { cache: "no-cache", ...options }), options.signal);
 
 // Uploads a file as a field of a form, and reports the share that is sent: fetch cannot. Returns
 // the JSON of the response. An upload may take any time.
 export async function upload(address, field, file, onProgress) {
-  for (;;) {
-    const key = apiKey.get();
-    const { status, body, retryAfter } = await new Promise((resolve, reject) => {
-      const call = new XMLHttpRequest(), form = new FormData();
-      form.append(field, file, "picture");
-      call.open("POST", resolveAddress(address));
-      if (key) call.setRequestHeader("Authorization", `Bearer ${key}`);
-      call.upload.onprogress = ({ loaded, total }) => onProgress(loaded / (total || 1));
-      call.onerror = () => reject(createUnreachableError());
-      call.onload = () => resolve({
-        status: call.status, body: call.responseText,
-        retryAfter: call.getResponseHeader("Retry-After") });
-      call.send(form);
-    });
-    let json = {};
-    try { json = JSON.parse(body); } catch { /* not from the service, but from a proxy */ }
-    if (status >= 200 && status < 300) return json;
-    if (status !== 401) {
-      throw new ApiError(json, { status, headers: new Headers({ "Retry-After": retryAfter ?? "" }) });
-    }
-    await waitForKey(Boolean(key));
-  }
+  const form = new FormData();
+  form.append(field, file, "picture");
+  const send = (keyHeaders) => new Promise((resolve, reject) => {
+    const call = new XMLHttpRequest();
+    call.open("POST", resolveAddress(address));
+    for (const pair of Object.entries(keyHeaders)) call.setRequestHeader(...pair);
+    call.upload.onprogress = ({ loaded, total }) => onProgress(loaded / (total || 1));
+    call.onerror = () => reject(createUnreachableError());
+    call.onload = () => {
+      const headers = { "Retry-After": call.getResponseHeader("Retry-After") ?? "" };
+      resolve(new Response(call.responseText, { status: call.status, headers }));
+    };
+    call.send(form);
+  });
+  return readBody("json", await sendWithKey(send));
 }

@@ -23,17 +23,17 @@ loadTexts().then(() => {
   // made absolute now.
   for (const link of document.querySelectorAll("a[href^='.'], link[href^='.']")) link.href = link.href;
 
-  const updateForgetButton = () => setVisible(byId("forget-key"), apiKey.get());
+  const updateForgetButton = () => setVisible("forget-key", apiKey.get());
 
   apiKey.onRequired((wasRefused) => new Promise((resolve) => {
     setText("key-message", t(wasRefused ? "keyRefused" : "keyRequired"));
-    setVisible(byId("key-form"), true);
+    setVisible("key-form", true);
     byId("key").focus();
     byId("key-form").onsubmit = (event) => {
       event.preventDefault();
       apiKey.set(byId("key").value, byId("key-remember").checked);
       byId("key-form").reset();
-      setVisible(byId("key-form"), false);
+      setVisible("key-form", false);
       updateForgetButton();
       resolve();
       if (wasRefused) films.load();  // another key has other paintings
@@ -57,8 +57,8 @@ loadTexts().then(() => {
     return found?.screen ?? found?.file ?? null;
   };
   const films = new History({
-    findPicture,
     onDeleted(ids) { if (ids.some((id) => path.includes(id))) navigate(ROOT.href); },
+    onOpen: (id) => navigate(resolveAddress(`j/${id}`)),
     onCompare: (a, b) => navigate(resolveAddress(`?compare=${a},${b}`)),
   });
   const jobView = new JobView(viewer, {
@@ -96,7 +96,7 @@ loadTexts().then(() => {
     const { photo, style, options } = editor;
     const styles = [...style.own, ...style.samples].slice(0, style.max);
     batch.open(photo.pictures[0], styles, {
-      spec: options.spec, onError: (message) => showError(byId("submit-error"), message) });
+      spec: options.spec, onError: (message) => showError("submit-error", message) });
     byId("batch-close").focus();
   }
 
@@ -153,9 +153,9 @@ loadTexts().then(() => {
     const id = /^j\/([^/]+)$/.exec(path)?.[1];
     const compared = /^\?compare=(\w+),(\w+)$/.exec(path)?.slice(1);
     const isEditing = !id && !compared;
-    setVisible(byId("job-view"), id);
-    setVisible(byId("compare-view"), compared);
-    setVisible(byId("submit-view"), isEditing);
+    setVisible("job-view", id);
+    setVisible("compare-view", compared);
+    setVisible("submit-view", isEditing);
     document.body.classList.toggle("editing", isEditing);
     document.title = "Impasto";
     for (const view of [batch, jobView, comparison]) view.close();

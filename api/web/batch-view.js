@@ -2,7 +2,7 @@
 
 import { getBlob, getJson, sendJson } from "./api.js";
 import { byId, createElement, onClick, setText, setVisible, showBlob } from "./dom.js";
-import { hasEnded } from "./job-stream.js";
+import { hasEnded, newestPicture } from "./job-stream.js";
 import { closeLayer, openLayer } from "./layers.js";
 import { retry, sleep } from "./retry.js";
 import { createKey } from "./submit-view.js";
@@ -74,13 +74,12 @@ export class BatchView {
     setText("batch-status", done < jobs.length
       ? t("draftsDone", { done, n: jobs.length }) : t("pickOne"));
     jobs.forEach(async (job, i) => {
-      const tile = tiles[i], { result, preview } = job.links;
+      const tile = tiles[i], picture = newestPicture(job, "?format=webp");
       tile.status.textContent = job.status === "succeeded" ? "" : t(`status.${job.status}`);
-      const name = result ? job.outputs[0].id : preview && job.preview;
-      if (!name || tile.picture === name) return;
-      tile.picture = name;
+      if (!picture || tile.picture === picture.name) return;
+      tile.picture = picture.name;
       try {
-        tile.blob = await getBlob(result ? `${result}?format=webp` : preview, { signal });
+        tile.blob = await getBlob(picture.address, { signal });
         tile.thumb.replaceChildren(showBlob(tile.blob));
         tile.root.classList.add("painted");
       } catch { tile.picture = null; }

@@ -2,7 +2,7 @@
 
 import { getBlob, getJson, resolveAddress } from "./api.js";
 import { byId, createElement, onClick, setText, setVisible, showError } from "./dom.js";
-import { formatValue, labelOf, nameValue } from "./form.js";
+import { describeValue, labelOf } from "./form.js";
 import { titleOf } from "./history.js";
 import { retry } from "./retry.js";
 import { canonicalize } from "./schema.js";
@@ -17,11 +17,11 @@ export class CompareView {
   // ids: of two jobs with a result.
   async open(ids) {
     const { signal } = this.closing = new AbortController();
-    const onError = (message) => showError(byId("compare-error"), message);
+    const onError = (message) => showError("compare-error", message);
     const load = (get, address) => retry(() => get(address, { signal }), { signal, onError });
     onError("");
     this.viewer.clear();
-    for (const id of ["swap", "compared"]) setVisible(byId(id), false);
+    for (const id of ["swap", "compared"]) setVisible(id, false);
     setText("canvas-title", t("compare"));
     try {
       const shown = await Promise.all(ids.map(async (id) => {
@@ -64,11 +64,11 @@ export class CompareView {
     byId("compared").replaceChildren(
       createElement("tr", {}, createElement("td"), ...["left", "right"].map((side) =>
         createElement("th", { scope: "col", textContent: t(side) }))),
-      row(t("untitled"), links),
+      row(t("painting"), links),
       row(t("parameter.size"), shown.map(({ job: { outputs: [{ width, height }] } }) =>
         t("pixels", { width, height }))),
       ...names.filter((name) => name !== "size").map((name) => row(labelOf(name),
-        specs.map((spec) => String(nameValue(name, formatValue(spec[name])))))));
-    for (const id of ["swap", "compared"]) setVisible(byId(id), true);
+        specs.map((spec) => describeValue(name, spec[name])))));
+    for (const id of ["swap", "compared"]) setVisible(id, true);
   }
 }

@@ -38,23 +38,35 @@ export async function encodeCanvas(canvas, type, quality) {
 
 export const onClick = (id, action) => byId(id).addEventListener("click", action);
 
-export const setVisible = (element, visible) => { element.hidden = !visible; };
-
 export const setText = (id, text) => { byId(id).textContent = text; };
 
-export function showError(element, message = "") {
-  element.textContent = message;
-  setVisible(element, message);
+// target: an element, or its id.
+const find = (target) => (typeof target === "string" ? byId(target) : target);
+
+export const setVisible = (target, visible) => { find(target).hidden = !visible; };
+
+export function showError(target, message = "") {
+  find(target).textContent = message;
+  setVisible(target, message);
 }
 
 // Sets the text of a slider's value, for screen readers and for its <output>. The style sheet
 // draws the part of the track before the thumb.
 export function setValueText(input, text) {
-  input.setAttribute("aria-valuetext", text);
+  input.ariaValueText = text;
   const { min, max, value } = input, low = Number(min || 0), high = Number(max || 100);
   input.style.setProperty("--filled", `${100 * (value - low) / (high - low || 1)}%`);
   const output = document.querySelector(`output[for=${input.id}]`);
   if (output) output.textContent = text;
+}
+
+// Makes the elements the children of another one, in this order. What is in its place already
+// stays, so that it keeps the focus.
+export function setChildren(root, elements) {
+  for (const child of [...root.children]) if (!elements.includes(child)) child.remove();
+  elements.forEach((element, i) => {
+    if (root.children[i] !== element) root.insertBefore(element, root.children[i] ?? null);
+  });
 }
 
 export function announce(text) {
@@ -72,6 +84,7 @@ export function makeRoving(root) {
   };
   root.addEventListener("focusin", ({ target }) => update(target));
   root.addEventListener("keydown", (event) => {
+    if (event.altKey) return;  // the browser goes back
     const buttons = getButtons(), index = buttons.indexOf(document.activeElement);
     const next = {
       ArrowRight: index + 1, ArrowDown: index + 1, ArrowLeft: index - 1, ArrowUp: index - 1,
@@ -86,7 +99,7 @@ export function makeRoving(root) {
     const all = [...root.querySelectorAll("button, summary")], visible = getButtons();
     const buttons = visible.length ? visible : all;
     if (buttons.includes(document.activeElement)) return;
-    update(buttons.find((button) => button.getAttribute("aria-pressed") === "true") ?? buttons[0]);
+    update(buttons.find((button) => button.ariaPressed === "true") ?? buttons[0]);
   };
   new MutationObserver(reset).observe(root, { childList: true, subtree: true });
   reset();

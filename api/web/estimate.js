@@ -2,30 +2,29 @@
 // estimate it.
 
 import { sendJson } from "./api.js";
+import { setText } from "./dom.js";
 import { formatDuration, t } from "./text.js";
 
 const DEBOUNCE_MS = 400;  // a slider that moves must not send a request per step
 
-export class Estimate {
-  constructor(root) { this.root = root; }
+let timer = null, current = null;
 
-  // body: that of POST /v1/jobs, with sizes in place of images. With null, the text is shown.
-  update(body, text) {
-    clearTimeout(this.timer);
-    const current = this.current = {};
-    if (!body) this.root.textContent = text;
-    else this.timer = setTimeout(() => this.#request(body, current), DEBOUNCE_MS);
-  }
+// body: that of POST /v1/jobs, with sizes in place of images; null if they are not known.
+export function showEstimate(body) {
+  clearTimeout(timer);
+  current = body;
+  if (!body) setText("estimate", "");
+  else timer = setTimeout(() => request(body), DEBOUNCE_MS);
+}
 
-  async #request(body, current) {
-    let text = "";
-    try {
-      text = describe(await (await sendJson("POST", "v1/estimate", body)).json());
-    } catch (error) {
-      if ([422, 503].includes(error.status)) text = error.message;
-    }
-    if (this.current === current) this.root.textContent = text;  // else a newer request runs
+async function request(body) {
+  let text = "";
+  try {
+    text = describe(await (await sendJson("POST", "v1/estimate", body)).json());
+  } catch (error) {
+    if ([422, 503].includes(error.status)) text = error.message;
   }
+  if (current === body) setText("estimate", text);  // else a newer request runs
 }
 
 // The time until the result, with what is ahead of it.

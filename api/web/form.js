@@ -30,6 +30,12 @@ const UNSUPPORTED_VALUES = { init: ["picture"] };  // it needs an image that thi
 
 export const labelOf = (name) => tOr(`parameter.${name}`, name);
 
+// The value of a parameter in words, as its control shows it.
+export const describeValue = (name, value) => {
+  const format = MAIN_PARAMETERS[name]?.format;
+  return format ? format(value) : String(nameValue(name, formatValue(value)));
+};
+
 export const nameValue = (name, value) => tOr(`value.${name}.${value}`, value);
 
 export class ParameterForm extends EventTarget {
@@ -143,11 +149,11 @@ export class ParameterForm extends EventTarget {
     const update = () => {
       const current = canonicalize(this.changes.spec);
       const active = all.find(({ spec }) => canonicalize(spec) === current);
-      buttons.forEach((button, i) => button.setAttribute("aria-pressed", all[i] === active));
+      buttons.forEach((button, i) => { button.ariaPressed = all[i] === active; });
       hint.textContent = active ? describe(active) : t("customSettings");
     };
     const strip = createElement("div", {
-      className: "chips", role: "toolbar", "aria-label": t("presets") }, ...buttons);
+      className: "chips", role: "toolbar", ariaLabel: t("presets") }, ...buttons);
     root.replaceChildren(strip, hint);
     makeRoving(strip);
     this.addEventListener("change", update);
@@ -216,7 +222,7 @@ function createSizeSelect(name, schema, { sizes: usual }) {
   const select = createSelectElement("parameter-size", [...options, ["other", t("otherSize")]]);
   const number = createElement("input", {
     type: "number", id: "parameter-size-px", required: true, min, max,
-    "aria-label": t("sizeField") });
+    ariaLabel: t("sizeField") });
   // A disabled field is not validated, so it cannot block the form while it is hidden.
   const update = () => { number.hidden = number.disabled = select.value !== "other"; };
   select.addEventListener("change", update);
@@ -269,7 +275,7 @@ function createInput(name, schema) {
 }
 
 // An object as name=value pairs, as the API takes it in a form field.
-export function formatValue(value) {
+function formatValue(value) {
   if (value === null || typeof value !== "object") return value ?? "";
   return Object.entries(value).map((pair) => pair.join("=")).join(",");
 }

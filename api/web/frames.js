@@ -63,7 +63,7 @@ export class FramePlayer {
   #setPlaying(run) {
     this.isPlaying = run;
     setText("play", run ? "❚❚" : "▶\ufe0e");
-    byId("play").setAttribute("aria-label", t(run ? "pause" : "timelapse"));
+    byId("play").ariaLabel = t(run ? "pause" : "timelapse");
   }
 
   async play() {

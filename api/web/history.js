@@ -1,13 +1,14 @@
 // The filmstrip: the jobs that the service has, newest first, a page at a time. The browser only
 // adds the names of the files that it knows.
 
-import { getBlob, getJson, request, resolveAddress, sendJson } from "./api.js";
+import { getBlob, getJson, resolveAddress, sendJson } from "./api.js";
 import {
-  byId, createElement, downloadBlob, hideBlob, nameFile, onClick, setText, setVisible, showBlob,
+  byId, createElement, downloadBlob, hideBlob, nameFile, onClick, setChildren, setText, setVisible,
+  showBlob,
 } from "./dom.js";
-import { hasEnded, hasExpiredImages } from "./job-stream.js";
+import { hasEnded, hasExpiredImages, newestPicture } from "./job-stream.js";
 import { closeLayer, openLayer } from "./layers.js";
-import { shrinkForTile } from "./picture.js";
+import { TILE_PX } from "./picture.js";
 import { retry, sleep } from "./retry.js";
 import { deviceStorage } from "./storage.js";
 import { formatDate, formatPercent, t } from "./text.js";
@@ -15,9 +16,11 @@ import { showToast } from "./toast.js";
 import { createZip } from "./zip.js";
 
 const STORAGE_NAME = "impasto history";
-const MAX_NAMES = 300, PAGE_SIZE = 20, POLL_SECONDS = 2, HIDDEN_POLL_SECONDS = 15;
+const MAX_NAMES = 300, PAGE_SIZE = 20, MAX_PAGE_SIZE = 100;
+const POLL_SECONDS = 2, HIDDEN_POLL_SECONDS = 15;
 const UNDO_SECONDS = 10;
-const MAX_PHOTO_BYTES = 8e6, MAX_PHOTOS = 200;  // that are fetched for a tile; that are kept, small
+// Tiles beside the view that are in the document; that have a picture.
+const TILES_AHEAD = 15, PICTURES_AHEAD = 5;
 
 const FILTERS = {
   all: [], active: ["queued", "running"], done: ["succeeded"],
@@ -65,28 +68,29 @@ async function deleteJob(id, options = {}) {
 }
 
 export class History {
-  // onDeleted(ids): the jobs are deleted, as far as the user sees. onCompare(a, b): two ids.
-  // findPicture(digest): a blob that the page has, or null.
-  constructor({ onDeleted, onCompare, findPicture }) {
-    Object.assign(this, { onDeleted, onCompare, findPicture });
-    Object.assign(this, { tiles: new Map(), deleted: new Set() });
-    Object.assign(this, { photos: new Map(), lastPhoto: Promise.resolve() });  // by digest: small
-    this.list = byId("history-list");
-    Object.assign(this, { next: null, current: null, isSelecting: false });
+  // onDeleted(ids): the jobs are deleted, as far as the user sees. onOpen(id): one is to be shown.
+  // onCompare(a, b): two ids.
+  constructor({ onDeleted, onOpen, onCompare }) {
+    Object.assign(this, { onDeleted, onOpen, onCompare, list: byId("history-list") });
+    this.film = this.list.parentElement;
+    // entries: {job, isPicked, index, tile}, newest first. shown: those that are not deleted.
+    // rendered: those that have a tile, because they are near the view; a history may have
+    // thousands.
+    Object.assign(this, { entries: [], shown: [], rendered: [], deleted: new Set() });
+    Object.assign(this, { next: null, current: null, isSelecting: false, isNear: false });
     byId("history-filter").addEventListener("change", () => this.load());
     onClick("history-more", () => this.#loadPage(this.next));
     this.end = new IntersectionObserver((changes) => {
       if (changes.at(-1).isIntersecting && this.next && !this.isLoading) this.#loadPage(this.next);
-    }, { root: this.list.parentElement, rootMargin: "0px 400px" });
-    this.visible = new IntersectionObserver((changes) => {
-      for (const { target, isIntersecting } of changes) {
-        const tile = this.tiles.get(target.dataset.job);
-        if (!tile) continue;
-        tile.isSeen = isIntersecting;
-        if (isIntersecting) this.#showPicture(tile);
-        else hidePicture(tile);
-      }
-    }, { rootMargin: "200px", scrollMargin: "0px 600px" });
+    }, { root: this.film, rootMargin: "0px 400px" });
+    new IntersectionObserver((changes) => {
+      this.isNear = changes.at(-1).isIntersecting;
+      this.#render();
+    }, { rootMargin: "200px" }).observe(this.film);
+    new ResizeObserver(() => this.#render()).observe(this.film);
+    this.film.addEventListener("scroll", () => this.#render(), { passive: true });
+    this.list.addEventListener("focusin", () => this.#render());
+    this.list.addEventListener("keydown", (event) => this.#onKey(event));
     // A deletion that can still be undone must not be lost with the page.
     addEventListener("pagehide", () => {
       for (const id of this.deleted) deleteJob(id, { keepalive: true }).catch(() => {});
@@ -100,12 +104,13 @@ export class History {
   // Loads the first page again, as after another filter or a key.
   async load() {
     this.next = null;
-    await this.#loadPage(this.#firstAddress, true);
+    await this.#loadPage(this.#getAddress(PAGE_SIZE), true);
   }
 
-  get #firstAddress() {
-    const statuses = FILTERS[byId("history-filter").value];
-    return `v1/jobs?limit=${PAGE_SIZE}${statuses.map((status) => `&status=${status}`).join("")}`;
+  get filter() { return byId("history-filter").value; }
+
+  #getAddress(limit) {
+    return `v1/jobs?limit=${limit}${FILTERS[this.filter].map((one) => `&status=${one}`).join("")}`;
   }
 
   async #loadPage(address, isFirst = false) {
@@ -114,9 +119,10 @@ export class History {
     try {
       const { jobs, next } = await retry(() => getJson(address), { onError });
       if (this.isLoading !== current) return;  // another filter was chosen meanwhile
-      if (isFirst) for (const id of [...this.tiles.keys()]) this.#removeTile(id);
+      if (isFirst) this.film.scrollLeft = 0;
+      const newer = isFirst ? [] : this.entries;
+      this.entries = [...new Set([...newer, ...jobs.map((job) => this.#enter(job))])];
       this.next = next;
-      for (const job of jobs) this.#addTile(job);
       setText("history-error", "");
       // Begins to observe anew: the end may be in view still, or again, which is no change.
       this.end.disconnect();
@@ -133,90 +139,125 @@ export class History {
   async #poll() {
     for (let pause = POLL_SECONDS; ;) {
       await sleep(document.hidden ? HIDDEN_POLL_SECONDS : pause);
-      const isActive = [...this.tiles.values()].some(({ job }) => !hasEnded(job));
-      if (!isActive || this.isLoading) continue;
+      if (this.isLoading || this.shown.every(({ job }) => hasEnded(job))) continue;
       pause = await this.refresh() ? POLL_SECONDS : Math.min(HIDDEN_POLL_SECONDS, 2 * pause);
     }
   }
 
-  // Updates the newest tiles; adds jobs that are new, and removes those that are deleted. Returns
-  // whether the service has answered.
+  // Updates the newest jobs, up to the last that has not ended; adds those that are new, and removes
+  // those that are deleted. Returns whether the service has answered.
   async refresh() {
-    const address = this.#firstAddress, answer = await getJson(address).catch(() => null);
-    if (!answer || address !== this.#firstAddress || this.isLoading) return Boolean(answer);
-    const { jobs } = answer;
-    for (const job of [...jobs].reverse()) this.#addTile(job, true);
-    const ids = jobs.map(({ id }) => id), oldest = jobs.at(-1)?.created_at ?? "";
-    for (const [id, { job }] of this.tiles) {
-      if (!ids.includes(id) && (job.created_at > oldest || jobs.length < PAGE_SIZE)) {
-        this.#removeTile(id);
-      }
-    }
+    const { filter } = this, active = this.shown.findLastIndex(({ job }) => !hasEnded(job));
+    const limit = Math.min(MAX_PAGE_SIZE, Math.max(PAGE_SIZE, active + 1));
+    const answer = await getJson(this.#getAddress(limit)).catch(() => null);
+    if (!answer || filter !== this.filter || this.isLoading) return Boolean(answer);
+    const { jobs, next } = answer, ids = jobs.map(({ id }) => id);
+    // What is known before this place is in the answer, or deleted.
+    const last = this.entries.findLastIndex(({ job }) => ids.includes(job.id));
+    const older = last < 0 || !next ? [] : this.entries.slice(last + 1);
+    if (last < 0) this.next = next;  // more new jobs than a page has
+    this.entries = [...jobs.map((job) => this.#enter(job)), ...older];
     this.#update();
     return true;
   }
 
-  update(job) { if (this.tiles.has(job.id)) this.#addTile(job); }
+  update(job) {
+    if (!this.#find(job.id)) return;
+    this.#enter(job);
+    this.#render();
+    this.#showActive();
+  }
 
-  // Removes the tile of a job that the service does not have.
+  // Removes a job that the service does not have.
   forget(id) {
-    this.#removeTile(id);
+    this.entries = this.entries.filter(({ job }) => job.id !== id);
+    this.deleted.delete(id);
     this.#update();
   }
 
   setCurrent(id) {
-    this.tiles.get(this.current)?.link.removeAttribute("aria-current");
     this.current = id;
-    this.tiles.get(id)?.link.setAttribute("aria-current", "page");
+    for (const { job, tile } of this.rendered) tile.link.ariaCurrent = job.id === id ? "page" : null;
   }
 
+  #find(id) { return this.entries.find(({ job }) => job.id === id); }
+
+  // Returns the entry of a job, with the newest state.
+  #enter(job) {
+    const entry = this.#find(job.id) ?? { isPicked: false, tile: null };
+    if (entry.job?.version > job.version) return entry;
+    entry.job = trimJob(job);
+    if (entry.tile) this.#fillTile(entry);
+    return entry;
+  }
+
+  // Shows a changed list. What the user looks at stays where it is.
   #update() {
-    const isEmpty = !this.tiles.size;
-    setVisible(byId("history-empty"), isEmpty && !this.isLoading);
-    const isAll = byId("history-filter").value === "all";
-    byId("history-empty").querySelector("p").textContent = t(isAll ? "historyEmpty" : "nothingFound");
-    setVisible(byId("history-more"), this.next);
+    const { film, pitch } = this, anchor = this.shown[Math.floor(film.scrollLeft / pitch)];
+    const previous = anchor?.index;
+    this.shown = this.entries.filter(({ job }) => !this.deleted.has(job.id));
+    this.shown.forEach((entry, index) => { entry.index = index; });
+    this.list.style.setProperty("--count", this.shown.length);
+    if (film.scrollLeft && anchor) film.scrollLeft += (anchor.index - previous) * pitch;
+    this.#render();
+    const isEmpty = !this.shown.length;
+    setVisible("history-empty", isEmpty && !this.isLoading);
+    const text = t(this.filter === "all" ? "historyEmpty" : "nothingFound");
+    byId("history-empty").querySelector("p").textContent = text;
+    setVisible("history-more", this.next);
     byId("select").disabled = isEmpty && !this.isSelecting;  // in its place from the beginning
-    this.setCurrent(this.current);
     this.#showActive();
     this.#updateSelection();
   }
 
-  #addTile(job, isNewest = false) {
-    if (this.deleted.has(job.id)) return;
-    let tile = this.tiles.get(job.id);
-    if (!tile) {
-      tile = this.#createTile(job.id);
-      this.tiles.set(job.id, tile);
-      if (isNewest) this.list.prepend(tile.item);
-      else this.list.append(tile.item);
-      this.visible.observe(tile.item);
-    }
-    if (tile.job?.version > job.version) return;
-    tile.job = job;
-    tile.title.textContent = titleOf(job.id);
-    tile.status.textContent = describeStatus(job);
-    tile.item.dataset.status = job.status;
-    const share = job.status === "running" ? job.progress?.value ?? 0 : 0;
-    tile.item.style.setProperty("--progress", `${100 * share}%`);
-    if (tile.isSeen) this.#showPicture(tile);
-    this.#showActive();
-  }
-
   #showActive() {
-    const tile = [...this.tiles.values()].find(({ job }) => !hasEnded(job) && getNames(job.id));
+    const active = this.shown.find(({ job }) => !hasEnded(job) && getNames(job.id))?.job;
     const link = byId("active-job");
-    setVisible(link, tile);
-    if (!tile) return;
-    link.href = tile.link.href;
-    link.textContent = `${nameStatus(tile.job)} ${describeProgress(tile.job)} · ${titleOf(tile.job.id)} ›`;
+    setVisible(link, active);
+    if (!active) return;
+    link.href = resolveAddress(`j/${active.id}`);
+    link.textContent = `${nameStatus(active)} ${describeProgress(active)} · ${titleOf(active.id)} ›`;
   }
 
-  #createTile(id) {
-    const span = (className) => createElement("span", { className }), name = titleOf(id);
+  // ---- tiles: only those near the view are in the document
+
+  get pitch() { return this.list.offsetWidth / this.shown.length || 1; }  // from tile to tile, in px
+
+  // wanted: an entry whose tile is needed, wherever it is. The tile with the focus stays, too.
+  #render(wanted = null) {
+    const { film, list, shown, pitch } = this;
+    const first = Math.floor(film.scrollLeft / pitch);
+    const last = Math.ceil((film.scrollLeft + film.clientWidth) / pitch);
+    const focused = this.rendered.find(({ index, tile }) =>
+      shown[index]?.tile === tile && tile.item.contains(document.activeElement));
+    const near = shown.slice(Math.max(0, first - TILES_AHEAD), last + TILES_AHEAD);
+    const entries = [...new Set([...near, focused, wanted])].filter(Boolean);
+    entries.sort((a, b) => a.index - b.index);
+    for (const entry of this.rendered) if (!entries.includes(entry)) removeTile(entry);
+    this.rendered = entries;
+    const stop = focused ?? shown[first];  // where the Tab key enters the list
+    for (const entry of entries) {
+      const { item, controls } = (entry.tile ?? this.#createTile(entry)), { index } = entry;
+      item.style.setProperty("--index", index);
+      item.ariaPosInSet = index + 1;
+      item.ariaSetSize = this.next ? -1 : shown.length;  // -1: unknown
+      for (const control of controls) control.tabIndex = entry === stop ? 0 : -1;
+      const isNear = index >= first - PICTURES_AHEAD && index < last + PICTURES_AHEAD;
+      if (this.isNear && isNear) this.#showPicture(entry);
+    }
+    setChildren(list, entries.map(({ tile }) => tile.item));
+  }
+
+  #createTile(entry) {
+    const { id } = entry.job, name = titleOf(id);
+    const span = (className) => createElement("span", { className });
     const thumbnail = span("thumbnail"), title = span("caption"), status = span("status");
     const pick = createElement("input", {
-      type: "checkbox", className: "pick", "aria-label": t("selectNamed", { name }) });
+      type: "checkbox", className: "pick", ariaLabel: t("selectNamed", { name }) });
+    pick.addEventListener("change", () => {
+      entry.isPicked = pick.checked;
+      this.#updateSelection();
+    });
     const link = createElement("a", { href: resolveAddress(`j/${id}`), "data-local-link": "" },
       thumbnail, title, status);
     link.addEventListener("click", (event) => {
@@ -224,114 +265,114 @@ export class History {
       event.preventDefault();
       pick.click();
     });
-    const remove = () => this.remove([id]);
     const button = createElement("button", {
-      className: "remove", textContent: "✕", onclick: remove,
-      "aria-label": t("deleteNamed", { name }) });
-    link.addEventListener("keydown", ({ key }) => { if (key === "Delete") remove(); });
+      className: "remove", textContent: "✕", onclick: () => this.remove([id]),
+      ariaLabel: t("deleteNamed", { name }) });
     const item = createElement("li", { "data-job": id }, link, button, pick);
-    return { item, link, thumbnail, title, status, pick, job: null, image: null };
+    // picture, failed: the names of the picture that is shown, and of the one that was not found.
+    entry.tile = {
+      item, link, pick, thumbnail, title, status, controls: [link, button, pick],
+      image: createElement("img"), closing: new AbortController(), picture: null, failed: null };
+    this.#fillTile(entry);
+    return entry.tile;
   }
 
-  #removeTile(id) {
-    const tile = this.tiles.get(id);
-    if (!tile) return;
-    this.visible.unobserve(tile.item);
-    hidePicture(tile);
-    tile.item.remove();
-    this.tiles.delete(id);
+  #fillTile({ job, isPicked, tile }) {
+    tile.title.textContent = titleOf(job.id);
+    tile.status.textContent = describeStatus(job);
+    tile.item.dataset.status = job.status;
+    const share = job.status === "running" ? job.progress?.value ?? 0 : 0;
+    tile.item.style.setProperty("--progress", `${100 * share}%`);
+    tile.pick.checked = isPicked;
+    tile.failed = null;
+    tile.link.ariaCurrent = job.id === this.current ? "page" : null;
   }
 
   showPicture(id, name, blob) {
-    const tile = this.tiles.get(id);
-    if (tile?.isSeen) setPicture(tile, name, blob);
+    const { tile } = this.#find(id) ?? {};
+    if (tile) setPicture(tile, name, blob);
   }
 
   // Fetches the picture if it is another one than the tile shows: the result or the preview, else
   // the photo. The preview of the job on the canvas is fetched there.
-  async #showPicture(tile) {
-    const { job } = tile, { result } = job.links, { content } = job.input;
+  async #showPicture(entry) {
+    const { job, tile } = entry, { name, address, alt } = pictureOf(job);
+    const isOnCanvas = job.id === this.current;
     if (hasExpiredImages(job) || tile.isFetching) return;
-    const preview = job.preview && job.links.preview;
-    const name = (result && job.outputs[0].id) || (preview && job.preview) || content;
-    if (tile.picture === name || (preview && !result && job.id === this.current)) return;
+    if ([tile.picture, tile.failed].includes(name) || (name === job.preview && isOnCanvas)) return;
     tile.isFetching = true;
     try {
-      const address = result ? `${result}?format=webp&width=256` : preview;
-      const blob = address ? await getBlob(address) : await this.#loadPhoto(tile, content);
-      if (tile.isSeen && blob) setPicture(tile, name, blob, address ? "" : t("thePhoto"));
-    } catch { /* with the next state */ }
-    tile.isFetching = false;
-  }
-
-  // Returns a small copy, or null. One after another: a phone cannot decode many photos at once.
-  #loadPhoto(tile, digest) {
-    const { photos } = this;
-    return this.lastPhoto = this.lastPhoto.then(async () => {
-      if (!photos.has(digest) && tile.isSeen) {
-        photos.set(digest, await this.#fetchPhoto(digest).catch(() => null));
-        if (photos.size > MAX_PHOTOS) photos.delete(photos.keys().next().value);
-      }
-      return photos.get(digest);
-    });
-  }
-
-  async #fetchPhoto(digest) {
-    const known = this.findPicture(digest);
-    if (known) return shrinkForTile(known);
-    const response = await request(`v1/images/${digest}`, { cache: "no-cache" });
-    if (response.headers.get("Content-Length") <= MAX_PHOTO_BYTES) {
-      return shrinkForTile(await response.blob());
+      const { signal } = tile.closing, blob = await getBlob(address, { signal });
+      if (!signal.aborted) setPicture(tile, name, blob, alt);
+    } catch {
+      tile.failed = name;  // until the next state
     }
-    response.body.cancel();
-    return null;
+    tile.isFetching = false;
+    if (entry.job !== job && entry.tile === tile) this.#showPicture(entry);  // a newer state
+  }
+
+  #focus(entry) {
+    this.#render(entry);
+    entry.tile[this.isSelecting ? "pick" : "link"].focus();
+  }
+
+  #onKey(event) {
+    const entry = this.rendered.find(({ tile }) => tile.item.contains(event.target));
+    if (event.key === "Delete") return this.remove([entry.job.id]);
+    if (event.altKey || event.ctrlKey || event.metaKey) return;
+    const next = {
+      ArrowLeft: entry.index - 1, ArrowRight: entry.index + 1, Home: 0, End: this.shown.length - 1,
+    }[event.key];
+    if (!this.shown[next]) return;
+    event.preventDefault();
+    this.#focus(this.shown[next]);
   }
 
   // Hides the jobs at once, and deletes them when the time to undo is over.
   remove(ids) {
-    const tiles = ids.map((id) => this.tiles.get(id)).filter(Boolean);
-    const places = tiles.map(({ item }) => [item, item.nextElementSibling]);
-    const wasCurrent = ids.includes(this.current);
-    const hadFocus = tiles.some(({ item }) => item.contains(document.activeElement));
-    const neighbor = tiles.at(-1)?.item.nextElementSibling ?? tiles[0]?.item.previousElementSibling;
-    for (const id of ids) {
-      this.deleted.add(id);
-      this.tiles.get(id)?.item.remove();
-      this.tiles.delete(id);
-    }
-    if (hadFocus) (neighbor?.querySelector("a") ?? byId("main")).focus();
-    this.onDeleted(ids);
+    const { current, rendered } = this;
+    const hadFocus = rendered.some(({ job, tile }) =>
+      ids.includes(job.id) && tile.item.contains(document.activeElement));
+    const place = this.#find(ids[0])?.index;
+    for (const id of ids) this.deleted.add(id);
     this.#update();
+    const neighbor = this.shown[Math.min(place, this.shown.length - 1)];
+    if (hadFocus && neighbor) this.#focus(neighbor);
+    else if (hadFocus) byId("main").focus();
+    this.onDeleted(ids);
     const restore = () => {
-      ids.forEach((id) => this.deleted.delete(id));
-      if (!tiles.length) return this.refresh();
-      for (const tile of tiles) this.tiles.set(tile.job.id, tile);
-      for (const [item, next] of places.reverse()) {
-        this.list.insertBefore(item, next?.isConnected ? next : null);
-      }
+      for (const id of ids) this.deleted.delete(id);
       this.#update();
-      tiles[0].link.focus();
-      if (wasCurrent) tiles[0].link.click();
+      this.refresh();
+    };
+    const undo = () => {
+      restore();
+      const entry = this.#find(ids[0]);
+      if (entry) this.#focus(entry);
+      if (ids.includes(current)) this.onOpen(current);
     };
     const finish = async () => {
       try {
-        for (const id of ids) await deleteJob(id);
-        ids.forEach((id) => this.deleted.delete(id));
+        for (const id of ids) {
+          await deleteJob(id);
+          this.forget(id);
+        }
       } catch (error) {
         restore();
-        this.refresh();  // some of them may be deleted
         showToast(t("notDeleted", { message: error.message }));
       }
     };
     showToast(ids.length > 1 ? t("deletedMany", { n: ids.length }) : t("deleted"), {
-      seconds: UNDO_SECONDS, action: t("undo"), onAction: restore, onEnd: finish });
+      seconds: UNDO_SECONDS, action: t("undo"), onAction: undo, onEnd: finish });
   }
 
   // ---- several tiles
 
   #addSelection() {
     onClick("select", () => this.#setSelecting(!this.isSelecting));
-    this.list.addEventListener("change", () => this.#updateSelection());
+    // Also those that have no tile; if all are picked already, none.
+    onClick("selection-all", () =>
+      this.#pick(this.shown, this.#picked.length < this.shown.length));
     onClick("selection-compare", () => {
       const ids = this.#picked.map(({ job }) => job.id);
       this.#endSelection();
@@ -344,18 +385,26 @@ export class History {
     onClick("selection-delete", () => this.remove(this.#picked.map(({ job }) => job.id)));
   }
 
-  get #picked() { return [...this.tiles.values()].filter(({ pick }) => pick.checked); }
+  get #picked() { return this.shown.filter(({ isPicked }) => isPicked); }
+
+  #pick(entries, isPicked) {
+    for (const entry of entries) {
+      entry.isPicked = isPicked;
+      if (entry.tile) entry.tile.pick.checked = isPicked;
+    }
+    this.#updateSelection();
+  }
 
   #endSelection = () => this.#setSelecting(false);
 
   #setSelecting(isSelecting) {
     (isSelecting ? openLayer : closeLayer)(this.#endSelection);
     this.isSelecting = isSelecting;
-    if (!isSelecting) for (const { pick } of this.#picked) pick.checked = false;
+    if (!isSelecting) this.#pick(this.#picked, false);
     this.list.classList.toggle("selecting", isSelecting);
-    byId("select").setAttribute("aria-pressed", isSelecting);
+    byId("select").ariaPressed = isSelecting;
     setText("select", t(isSelecting ? "done" : "select"));
-    setVisible(byId("selection"), isSelecting);
+    setVisible("selection", isSelecting);
     this.#updateSelection();
   }
 
@@ -388,21 +437,26 @@ export class History {
   }
 }
 
-// alt: of the photo; the title names a painting.
+// A painting is named by the title, the photo by its alt.
+const pictureOf = (job) => newestPicture(job, `?format=webp&width=${TILE_PX}`) ?? {
+  name: job.input.content, address: `v1/images/${job.input.content}?width=${TILE_PX}`,
+  alt: t("thePhoto") };
+
 function setPicture(tile, name, blob, alt = "") {
   tile.picture = name;
-  tile.image ??= createElement("img");
   tile.image.className = alt && "photo";
   showBlob(blob, alt, tile.image);
   tile.thumbnail.replaceChildren(tile.image);
 }
 
-// Releases the picture of a tile that is far away: a list may have thousands.
-function hidePicture(tile) {
-  tile.picture = null;
-  if (tile.image) hideBlob(tile.image);
-  tile.thumbnail.replaceChildren();
+function removeTile(entry) {
+  entry.tile.closing.abort();
+  hideBlob(entry.tile.image);
+  entry.tile = null;
 }
+
+// A tile needs no parameters, which are most of a job: thousands of jobs are in memory.
+const trimJob = ({ input: { content }, ...job }) => ({ ...job, input: { content } });
 
 export const nameStatus = (job) => {
   if (job.status === "canceled" && job.links.result) return t("status.finishedEarly");

@@ -1,7 +1,9 @@
 // A strip of tiles to choose one picture or several from: the samples, and the user's own. It
 // uploads the user's pictures and reports every change. It does not know what they are for.
 
-import { announce, createElement, makeRoving, setVisible, showBlob, showError } from "./dom.js";
+import {
+  announce, createElement, makeRoving, setChildren, setVisible, showBlob, showError,
+} from "./dom.js";
 import { Picture } from "./picture.js";
 import { retry } from "./retry.js";
 import { t } from "./text.js";
@@ -17,7 +19,7 @@ export class ImagePicker extends EventTarget {
     Object.assign(this, { root, kind, max, isMixing: false, own: [], samples: [], pictures: [] });
     this.tiles = new WeakMap();
     this.strip = createElement("div", {
-      className: "tiles", role: "toolbar", "aria-label": t(`${kind}.plural`) });
+      className: "tiles", role: "toolbar", ariaLabel: t(`${kind}.plural`) });
     this.status = createElement("p", { className: "status" });
     this.error = createElement("p", { className: "error", role: "alert", hidden: true });
     this.sources = [
@@ -37,7 +39,7 @@ export class ImagePicker extends EventTarget {
     input.addEventListener("change", () => { this.addFiles([...input.files]); input.value = ""; });
     const button = createElement("button", {
       type: "button", className, onclick: () => input.click() },
-    createElement("span", { className: "thumb", "aria-hidden": "true" }),
+    createElement("span", { className: "thumb", ariaHidden: "true" }),
     createElement("span", { className: "caption", textContent: t(`${this.kind}.${className}`) }));
     return createElement("div", { className: `tile source ${className}` }, button, input);
   }
@@ -121,15 +123,9 @@ export class ImagePicker extends EventTarget {
     if (message) this.error.scrollIntoView({ block: "nearest" });
   }
 
-  // A tile that is already in the strip stays in place, so that it keeps the focus.
   render() {
     const all = [...this.own, ...this.samples];
-    const tiles = [...this.sources, ...all.map((picture) => this.#renderTile(picture))];
-    const present = [...this.strip.children];
-    for (const tile of present) if (!tiles.includes(tile)) tile.remove();
-    tiles.forEach((tile, i) => {
-      if (this.strip.children[i] !== tile) this.strip.insertBefore(tile, this.strip.children[i]);
-    });
+    setChildren(this.strip, [...this.sources, ...all.map((picture) => this.#renderTile(picture))]);
     const lines = this.pictures.map((picture) => picture.describe()).filter(Boolean);
     const text = this.pictures.length > 1 ? "" : lines.join(" ");
     const failing = this.pictures.find((picture) => picture.error && !picture.digest);
@@ -143,7 +139,7 @@ export class ImagePicker extends EventTarget {
     const tile = this.tiles.get(picture) ?? this.#createTile(picture);
     this.tiles.set(picture, tile);
     tile.classList.toggle("uploading", !picture.isReady);
-    tile.firstChild.setAttribute("aria-pressed", this.pictures.includes(picture));
+    tile.firstChild.ariaPressed = this.pictures.includes(picture);
     return tile;
   }
 
@@ -164,7 +160,7 @@ export class ImagePicker extends EventTarget {
     button.addEventListener("keydown", ({ key }) => { if (key === "Delete") remove(); });
     tile.append(createElement("button", {
       type: "button", className: "remove", textContent: "✕", onclick: remove,
-      "aria-label": t("removeNamed", { name }) }));
+      ariaLabel: t("removeNamed", { name }) }));
     return tile;
   }
 }

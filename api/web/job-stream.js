@@ -12,6 +12,12 @@ export const hasEnded = (job) => !["queued", "running"].includes(job.status);
 export const hasExpiredImages = (job) =>
   hasEnded(job) && !job.links.result && job.outputs.length > 0;
 
+// The newest picture of a job: its name and its address, for a result with the query; or null.
+export function newestPicture({ outputs, preview, links }, query = "") {
+  if (links.result) return { name: outputs[0].id, address: links.result + query };
+  return preview && links.preview ? { name: preview, address: links.preview } : null;
+}
+
 // Calls onJob(job) for each new state and onError(message) for each failure that may pass.
 // Resolves when the job has ended; rejects with an ApiError that does not pass.
 export async function followJob(address, { onJob, onError, signal }) {

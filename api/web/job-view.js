@@ -11,11 +11,11 @@ import {
 import { labelOf, nameValue } from "./form.js";
 import { FramePlayer } from "./frames.js";
 import { nameStatus, titleOf } from "./history.js";
-import { followJob, hasEnded, hasExpiredImages } from "./job-stream.js";
+import { followJob, hasEnded, hasExpiredImages, newestPicture } from "./job-stream.js";
 import { closeLayer, openLayer } from "./layers.js";
-import { shrinkForScreen } from "./picture.js";
+import { fetchForScreen, TILE_PX } from "./picture.js";
 import { retry } from "./retry.js";
-import { form } from "./schema.js";
+import { form, toRequest } from "./schema.js";
 import { createKey } from "./submit-view.js";
 import { describeError, formatDate, formatDuration, formatNumber, formatPercent, t } from "./text.js";
 import { showToast } from "./toast.js";
@@ -29,7 +29,7 @@ export class JobView {
   // findPicture(digest): a blob that the page has, or null.
   constructor(viewer, callbacks) {
     Object.assign(this, { viewer, ...callbacks });
-    this.showError = (message) => showError(byId("job-error"), message);
+    this.showError = (message) => showError("job-error", message);
     this.running = new Set();
     this.chart = new LossChart(byId("chart"));
     this.frames = new FramePlayer(byId("frames"), {
@@ -95,23 +95,24 @@ export class JobView {
     this.viewer.clear();
     setText("status", t(isMissing ? "status.missing" : "status.failed"));
     setText("details", isMissing ? t("missingHint") : error.message);
-    setText("canvas-title", t("untitled"));
+    setText("canvas-title", t("tagline"));
+    byId("stage").classList.add("empty");
     announce(byId("status").textContent);
-    setVisible(byId("chart"), false);
+    setVisible("chart", false);
     if (isMissing) this.onMissing(id);
   }
 
   close() {
     this.closing?.abort();
     this.frames.clear();
-    byId("stage").classList.remove("waiting");
-    setVisible(byId("canvas-progress"), false);
+    byId("stage").classList.remove("waiting", "empty");
+    setVisible("canvas-progress", false);
   }
 
   #clear(id) {
     // picture: the name of the image that is shown. announced: the last text for screen readers.
     Object.assign(this, { id, job: null, picture: null, announced: null, isSpecLocked: false });
-    Object.assign(this, { scales: null, shownStyles: null });
+    this.scales = null;  // of the run, as the service plans it
     this.frames.clear();
     this.chart.open(id);
     this.showError();
@@ -122,7 +123,7 @@ export class JobView {
     const hidden = [
       "progress", "canvas-progress", "strength-control", "running-controls", "result-controls", "ended-controls",
       "continue-control", "job-styles"];
-    for (const part of hidden) setVisible(byId(part), false);
+    for (const part of hidden) setVisible(part, false);
   }
 
   showJob(job) {
@@ -150,20 +151,20 @@ export class JobView {
   // Shows the photo at once, so that the picture has its place from the beginning; and the styles.
   async #showInputs(job, signal) {
     const { content, styles } = job.input;
-    const load = async (digest) => this.findPicture(digest)
-      ?? retry(() => getBlob(`v1/images/${digest}`, { signal }), { signal })
-        .then(shrinkForScreen).catch(() => null);
-    this.photo = load(content).then((blob) => {
+    const load = async (digest, fetch) => this.findPicture(digest)
+      ?? retry(() => fetch(digest), { signal }).catch(() => null);
+    this.photo = load(content, (digest) => fetchForScreen(digest, signal)).then((blob) => {
       if (signal.aborted || !blob) return null;
       this.viewer.showPhoto(blob, t("thePhoto"));
       return blob;
     });
     if (!this.findPicture(content) && !this.viewer.hasPhoto) this.viewer.clear();
-    const blobs = await Promise.all(styles.map(load));
+    const fetchSmall = (digest) => getBlob(`v1/images/${digest}?width=${TILE_PX}`, { signal });
+    const blobs = await Promise.all(styles.map((digest) => load(digest, fetchSmall)));
     if (signal.aborted) return;
     const images = blobs.filter(Boolean).map((blob) => showBlob(blob, t("theStyle")));
     byId("job-styles").replaceChildren(...images);
-    setVisible(byId("job-styles"), images.length);
+    setVisible("job-styles", images.length);
   }
 
   #showTexts(job) {
@@ -198,41 +199,37 @@ export class JobView {
   #showButtons(job) {
     const isOver = hasEnded(job), hasResult = Boolean(job.links.result);
     const hasPicture = Boolean(job.progress && job.links.preview);
-    setVisible(byId("running-controls"), !isOver);
+    setVisible("running-controls", !isOver);
     byId("cancel").disabled = job.cancel_requested;
     byId("stop").disabled = job.cancel_requested || !hasPicture;
     this.#showStopSize(job, hasPicture && !isOver);
     const canNotify = "Notification" in window && isSecureContext && Notification.permission !== "denied";
-    setVisible(byId("notify"), canNotify && !isOver);
-    byId("notify").setAttribute("aria-pressed", Boolean(this.notifyId === job.id));
-    setVisible(byId("result-controls"), isOver && hasResult);
-    setVisible(byId("ended-controls"), isOver);
-    for (const id of ["as-photo", "as-style", "pin", "share"]) setVisible(byId(id), hasResult);
+    setVisible("notify", canNotify && !isOver);
+    byId("notify").ariaPressed = this.notifyId === job.id;
+    setVisible("result-controls", isOver && hasResult);
+    setVisible("ended-controls", isOver);
+    for (const id of ["as-photo", "as-style", "pin", "share"]) setVisible(id, hasResult);
     const canReuse = !hasExpiredImages(job);
-    for (const id of ["reuse", "another"]) setVisible(byId(id), canReuse);
+    for (const id of ["reuse", "another"]) setVisible(id, canReuse);
     setText("another", t(hasResult ? "another" : "tryAgain"));
     byId("another").classList.toggle("primary", !hasResult);
     const isEarly = isOver && hasResult && job.status !== "succeeded";
     const isDraft = isOver && hasResult && !isEarly && job.input.spec.quality === "draft";
-    setVisible(byId("continue-control"), isEarly || isDraft);
+    setVisible("continue-control", isEarly || isDraft);
     setText("continue", t(isDraft ? "paintLarge" : "continue"));
     setText("continue-hint", t(isDraft ? "draftHint" : "continueHint", { size: job.input.spec.size }));
-    byId("pin").setAttribute("aria-pressed", job.pinned);
+    byId("pin").ariaPressed = job.pinned;
     const canUpdate = job.progress && !isOver && !job.cancel_requested && !this.isSpecLocked;
-    setVisible(byId("strength-control"), canUpdate);
+    setVisible("strength-control", canUpdate);
   }
 
   // Says which size the user gets by finishing now: that of the current scale.
   async #showStopSize(job, isShown) {
-    setVisible(byId("stop-hint"), isShown);
+    setVisible("stop-hint", isShown);
     if (!isShown) return;
     if (!this.scales) {
       this.scales = [];
-      const { content, styles, masks, style_masks, init_image, spec } = job.input;
-      const body = {
-        content, styles, spec, ...(masks.length && { masks }),
-        ...(style_masks.length && { style_masks }), ...(init_image && { init_image }) };
-      const answer = await sendJson("POST", "v1/estimate", body).catch(() => null);
+      const answer = await sendJson("POST", "v1/estimate", toRequest(job.input)).catch(() => null);
       this.scales = (await answer?.json())?.scales ?? [];
     }
     const { scale } = this.job?.progress ?? {}, size = this.scales[scale - 1];
@@ -263,17 +260,17 @@ export class JobView {
   // Shows the newest picture. Returns false if it is shown already, or if there is none. The result
   // is fetched until that succeeds; a preview that fails is skipped.
   async #showNewest(signal) {
-    const { job } = this, { result, preview } = job.links;
-    const name = result ? job.outputs[0].id : preview && !hasExpiredImages(job) && job.preview;
-    if (!name || name === this.picture) return false;
-    if (result) {
-      const fetchResult = () => getBlob(result, { signal });
+    const { job } = this, picture = hasExpiredImages(job) ? null : newestPicture(job);
+    if (!picture || picture.name === this.picture) return false;
+    const { name, address } = picture;
+    if (job.links.result) {
+      const fetchResult = () => getBlob(address, { signal });
       const blob = await retry(fetchResult, { signal, onError: this.showError });
       signal.throwIfAborted();
       await this.viewer.showPainting(blob, titleOf(job.id));
     } else {
       const timeout = AbortSignal.timeout(PREVIEW_TIMEOUT_SECONDS * 1000);
-      const blob = await getBlob(preview, { signal: AbortSignal.any([signal, timeout]) })
+      const blob = await getBlob(address, { signal: AbortSignal.any([signal, timeout]) })
         .catch(() => null);
       // Without a preview, wait for the next state, unless the result has come meanwhile.
       if (signal.aborted || !blob) return Boolean(this.job.links.result);
@@ -306,7 +303,7 @@ export class JobView {
     } catch (error) {
       if (!signal.aborted && !hasEnded(this.job)) {
         this.isSpecLocked = [404, 405, 409].includes(error.status);  // the run is about to end
-        if (this.isSpecLocked) setVisible(byId("strength-control"), false);
+        if (this.isSpecLocked) setVisible("strength-control", false);
         else this.showError(error.message);
       }
     }

@@ -127,19 +127,19 @@ export class MaskEditor extends EventTarget {
     const { overlay, state } = this, { pictures } = this.style;
     if (!pictures.includes(state.selected)) [state.selected] = pictures;
     document.body.classList.toggle("masking", this.isOpen);
-    setVisible(byId("mask-tools"), this.isOpen);
-    setVisible(byId("mask-layer"), this.isOpen);
-    byId("open-mask").setAttribute("aria-pressed", this.isOpen);
+    setVisible("mask-tools", this.isOpen);
+    setVisible("mask-layer", this.isOpen);
+    byId("open-mask").ariaPressed = this.isOpen;
     const shown = this.shownStyle, { name } = state.selected ?? {};
     setText("mask-hint", t(shown ? "maskHintStyle" : "maskHint", { style: name }));
     for (const side of SIDES) {
-      byId(`mask-on-${side}`).setAttribute("aria-pressed", side === state.side);
+      byId(`mask-on-${side}`).ariaPressed = side === state.side;
     }
     this.#setBrush();
     const names = new Intl.ListFormat(document.documentElement.lang).format(
       this.masked.map((picture) => picture.name));
     setText("mask-state", names && t("maskOn", { names }));
-    setVisible(byId("mask-chip"), names);
+    setVisible("mask-chip", names);
     byId("mask-undo").disabled = !this.done.length;
     byId("mask-redo").disabled = !this.undone.length;
     this.#renderStyles(pictures);
@@ -166,11 +166,11 @@ export class MaskEditor extends EventTarget {
       const swatch = createElement("span", { className: "swatch" });
       swatch.style.background = COLORS[i];
       return createElement("button", {
-        type: "button", "aria-pressed": selected === this.state.selected,
+        type: "button", ariaPressed: selected === this.state.selected,
         onclick: () => this.#select({ selected }) }, swatch, selected.name);
     });
     byId("mask-styles").replaceChildren(...buttons);
-    setVisible(byId("mask-styles"), buttons.length > 1);
+    setVisible("mask-styles", buttons.length > 1);
   }
 
   #createCanvas(color = null) {
@@ -240,7 +240,7 @@ export class MaskEditor extends EventTarget {
         context.drawImage(bitmap, 0, 0, canvas.width, canvas.height);
         toAlpha(canvas);
       }));
-    } catch { showError(byId("submit-error"), t("maskNotRead", { name: file.name })); }
+    } catch { showError("submit-error", t("maskNotRead", { name: file.name })); }
   }
 
   // to, from: x and y as shares of the photo. A click draws a dot.

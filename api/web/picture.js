@@ -10,7 +10,9 @@ const SLOW_SIDE = 2048;  // connection; both are made smaller, as JPEG
 const JPEG_QUALITY = 0.92;
 // A picture with more pixels is shown smaller: a phone has no memory for 40 megapixels, decoded for
 // its tile and again for the canvas.
-const SCREEN_PIXELS = 12e6, SCREEN_SIDE = 2560, TILE_SIDE = 256;
+const SCREEN_PIXELS = 12e6, SCREEN_SIDE = 2560;
+
+export const TILE_PX = 256;  // the width of a small copy that the service makes
 
 export class Picture {
   constructor(file, name) {
@@ -38,9 +40,11 @@ export class Picture {
     return Object.assign(picture, { digest, width, height });
   }
 
-  prepare() {
-    this.preparing ??= shrinkForScreen(this.file).then((blob) => { this.screen = blob; });
-    return this.preparing;
+  prepare() { return this.preparing ??= this.#prepare(); }
+
+  async #prepare() {
+    this.screen = await shrinkForScreen(this.file)
+      ?? await this.upload().then(fetchCopy).catch(() => this.file);
   }
 
   // The name for titles: "the_scream.jpg" is "The scream".
@@ -138,18 +142,25 @@ const isConnectionSlow = () => {
 const encodeAsJpeg = async (blob, maxSide) =>
   encodeCanvas(await draw(blob, maxSide, "white"), "image/jpeg", JPEG_QUALITY);
 
-// Returns the picture itself, or a smaller one if its pixels are too many to show; also itself if
-// the browser cannot read it.
-export async function shrinkForScreen(blob) {
+// Returns the picture itself, or a smaller one if its pixels are too many to show; null if the
+// browser cannot read it.
+async function shrinkForScreen(blob) {
   try {
     const [width, height] = await measure(blob);
     if (width * height <= SCREEN_PIXELS) return blob;
     return await encodeCanvas(await draw(blob, SCREEN_SIDE), "image/webp", 0.9);
-  } catch { return blob; }
+  } catch { return null; }
 }
 
-export const shrinkForTile = async (blob) =>
-  encodeCanvas(await draw(blob, TILE_SIDE), "image/webp", 0.8);
+// A picture that the service has, and this browser cannot read, such as HEIC or TIFF.
+const fetchCopy = (digest, signal) =>
+  getBlob(`v1/images/${digest}?width=${SCREEN_SIDE}`, { signal });
+
+// Returns what the page shows of a picture that the service has.
+export async function fetchForScreen(digest, signal) {
+  const blob = await getBlob(`v1/images/${digest}`, { signal });
+  return await shrinkForScreen(blob) ?? fetchCopy(digest, signal);
+}
 
 // Returns width and height without decoding the pixels.
 async function measure(blob) {

@@ -8,6 +8,14 @@ export const form = JSON.parse(document.getElementById("form").textContent);
 export const getDefault = (schema, objective) =>
   (objective === "gatys" ? schema.default_gatys : undefined) ?? schema.default ?? null;
 
+// A job's input as the body of a request: without masks and an initial image if it has none.
+export const toRequest = ({ masks, style_masks, init_image, ...input }) => ({
+  ...input,
+  ...(masks.length && { masks }),
+  ...(style_masks.length && { style_masks }),
+  ...(init_image && { init_image }),
+});
+
 // Text that is equal for equal values, whatever the order of an object's properties.
 export const canonicalize = (value) => {
   if (value?.constructor !== Object) return JSON.stringify(value);

@@ -3,7 +3,7 @@
 import { sendJson } from "./api.js";
 import { byId, onClick, setText, setVisible, showError } from "./dom.js";
 import { loadDraft, saveDraft } from "./drafts.js";
-import { Estimate } from "./estimate.js";
+import { showEstimate } from "./estimate.js";
 import { ParameterForm } from "./form.js";
 import { setNames } from "./history.js";
 import { ImagePicker } from "./image-picker.js";
@@ -20,7 +20,7 @@ const EMPTY_PRESETS = [0, 2, 5];  // whose pictures the empty filmstrip shows
 
 const sampleAddress = (name) => new URL(`gallery/${name}`, import.meta.url).href;
 
-const onError = (message) => showError(byId("submit-error"), message);
+const onError = (message) => showError("submit-error", message);
 
 export const createKey = () => crypto.getRandomValues(new Uint32Array(4)).join("-");
 
@@ -35,7 +35,6 @@ export class SubmitView {
     this.pickers = [this.photo, this.style];
     this.styleWeights = new StyleWeights(byId("style-weights"), this.style);
     this.masks = new MaskEditor(this.photo, this.style, () => viewer.ratio);
-    this.estimate = new Estimate(byId("estimate"));
     this.parameters = null;
     this.initImage = null;  // the digest of an earlier job's initial image
     this.draft = null;  // {photo, style, blob} of "Try all" that the user has picked
@@ -80,7 +79,7 @@ export class SubmitView {
   close() {
     this.isOpen = false;
     this.masks.close();
-    for (const id of ["welcome", "mask-overlay", "style-card"]) setVisible(byId(id), false);
+    for (const id of ["welcome", "mask-overlay", "style-card"]) setVisible(id, false);
   }
 
   async #load() {
@@ -94,7 +93,7 @@ export class SubmitView {
     this.style.setSamples(ofKind("painting"));
     this.parameters.showPresets(byId("presets"), presets, gallery.length);
     this.parameters.showLimits(byId("job-limits"), limits);
-    setVisible(byId("auto-regions"), form.parameters.regions);
+    setVisible("auto-regions", form.parameters.regions);
     const empty = EMPTY_PRESETS.map((i) => createThumbnail({ row: gallery.length + i, rows }));
     byId("history-empty").prepend(...empty);
     if (!this.isReused) await this.#restoreDraft().catch(() => {});  // a damaged one
@@ -113,9 +112,9 @@ export class SubmitView {
   }
 
   update() {
-    byId("mix-styles").setAttribute("aria-pressed", this.style.isMixing);
-    byId("auto-regions").setAttribute("aria-pressed", this.parameters?.hasRegions ?? false);
-    showError(byId("submit-error"));
+    byId("mix-styles").ariaPressed = this.style.isMixing;
+    byId("auto-regions").ariaPressed = this.parameters?.hasRegions ?? false;
+    showError("submit-error");
     this.showPicture();
     if (this.isLoaded) this.isInUse = true;
     this.updateEstimate();
@@ -150,7 +149,7 @@ export class SubmitView {
       viewer.showPainting(this.draft.blob, t("pictureSoFar"), { isFinal: false });
     } else viewer.removePainting();
     this.#showStyleCard(!isSample && !this.masks.isOpen);
-    setVisible(byId("welcome"), photo.source && !this.masks.isOpen);
+    setVisible("welcome", photo.source && !this.masks.isOpen);
     setText("canvas-title", photo.source && !this.pictures.some((one) => one.digest)
       ? t("tagline") : t("photoInStyle", {
         photo: photo.title, style: this.style.pictures.map(({ title }) => title).join(" + ") }));
@@ -161,7 +160,7 @@ export class SubmitView {
   #showStyleCard(isShown) {
     const images = this.style.pictures.map((style) => this.style.imageOf(style).cloneNode());
     byId("style-card").replaceChildren(...images.map((image) => Object.assign(image, { alt: "" })));
-    setVisible(byId("style-card"), isShown);
+    setVisible("style-card", isShown);
   }
 
   // Once per visit.
@@ -187,7 +186,7 @@ export class SubmitView {
     const sizes = this.pictures.map(({ width, height }) => width && { width, height });
     const [content, ...styles] = sizes;
     const isKnown = sizes.length > 1 && sizes.every(Boolean);
-    this.estimate.update(isKnown ? { ...this.options, content, styles } : null, "");
+    showEstimate(isKnown ? { ...this.options, content, styles } : null);
   }
 
   async submit() {
@@ -316,6 +315,6 @@ export class SubmitView {
 export function showTab(name) {
   byId("submit-form").dataset.tab = name;
   for (const button of document.querySelectorAll("#tabs button")) {
-    button.setAttribute("aria-pressed", button.dataset.tab === name);
+    button.ariaPressed = button.dataset.tab === name;
   }
 }

@@ -29,7 +29,7 @@ export class Viewer {
     onClick("zoom", () => this.toggleFullSize());
     onClick("side-by-side", () => { this.isSplit = !this.isSplit; this.fit(); });
     onClick("full-screen", () => this.toggleFullScreen());
-    setVisible(byId("full-screen"), document.fullscreenEnabled);
+    setVisible("full-screen", document.fullscreenEnabled);
     document.addEventListener("fullscreenchange", () => {
       if (!document.fullscreenElement) closeLayer(exitFullScreen);
     });
@@ -176,13 +176,13 @@ export class Viewer {
     stage.classList.toggle("zoomed", this.zoom > 1.001);
     stage.classList.toggle("pixelated", this.zoom > Math.max(1.001, 2 * this.fullZoom));
     const isFull = Math.abs(this.zoom / this.fullZoom - 1) < 0.01 && this.zoom !== 1;
-    byId("zoom").setAttribute("aria-pressed", isFull);
+    byId("zoom").ariaPressed = isFull;
     setText("zoom-level", this.zoom === 1 ? t("fit") : formatPercent(this.zoom / this.fullZoom));
-    byId("zoom-out").setAttribute("aria-disabled", this.zoom === 1);
-    setVisible(byId("viewer-tools"), this.hasPainting || this.hasPhoto);
-    setVisible(byId("hold"), isCompared && !this.isSplit);
-    setVisible(byId("side-by-side"), isCompared);
-    byId("side-by-side").setAttribute("aria-pressed", this.isSplit);
+    byId("zoom-out").ariaDisabled = this.zoom === 1;
+    setVisible("viewer-tools", this.hasPainting || this.hasPhoto);
+    setVisible("hold", isCompared && !this.isSplit);
+    setVisible("side-by-side", isCompared);
+    byId("side-by-side").ariaPressed = this.isSplit;
     setValueText(this.divider, t("dividerValue", { percent: formatPercent(share) }));
     const original = 1 - this.blend.value / 100;
     setValueText(this.blend, original

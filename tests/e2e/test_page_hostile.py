@@ -1,9 +1,9 @@
 """The page under hostile conditions: full storage, wrong clocks, no connection, huge inputs."""
 
 import io
+import itertools
 import json
 import re
-from base64 import b64decode
 from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -42,8 +42,8 @@ FORBIDDEN = """
         Object.defineProperty(window, name, refuse);
     }
 """
-PIXEL = b64decode("R0lGODdhAQABAIABAP8AAP///ywAAAAAAQABAAACAkQBADs=")
 # Copies a job that has ended, with its indexes. KEYS: job, jobs_of, jobs_of:canceled, removable.
+# ARGV: the beginning of a job's key, how many, a letter for the new ids.
 COPY_JOBS = """
     local letters = 'abcdefghijklmnopqrstuvwxyz234567'
     for n = 2, tonumber(ARGV[2]) do
@@ -52,12 +52,15 @@ COPY_JOBS = """
             code = string.sub(letters, rest % 32 + 1, rest % 32 + 1) .. code
             rest = math.floor(rest / 32)
         end
-        local id = 'job_' .. string.rep('a', 22) .. code
+        local id = 'job_' .. string.rep(ARGV[3], 22) .. code
         redis.call('COPY', KEYS[1], ARGV[1] .. id)
         redis.call('HSET', ARGV[1] .. id, 'id', id, 'entry', n)
         for index = 2, 4 do redis.call('ZADD', KEYS[index], n, id) end
     end
 """
+
+
+ID_LETTERS = itertools.cycle("abcdefgh")  # for the ids of each long history
 
 
 @pytest.fixture(scope="module")
@@ -288,43 +291,174 @@ def test_a_key_that_is_revoked_while_a_job_waits_is_asked_for_again(
     expect(tile_of(page, _submit(page))).to_have_count(1)
 
 
-def test_a_history_of_10000_jobs_is_shown_page_by_page_and_pictures_are_released(
-    visit: OpenPage, api: ApiProcess, caller: tuple[ApiKey, str], cancel_job: Any
-) -> None:
+@pytest.fixture
+def long_history(api: ApiProcess, caller: tuple[ApiKey, str], cancel_job: Any) -> list[str]:
+    """The caller has 10,000 jobs, which have no result but show their photo. Returns the newest."""
     job_key, own = f"{PREFIX}job:", f"{PREFIX}jobs_of:{caller[0].id}"
     names = [job_key + cancel_job(), own, f"{own}:canceled", f"{PREFIX}removable:{caller[0].id}"]
-    with redis.Redis.from_url(api.redis_url) as store:
-        store.eval(COPY_JOBS, len(names), *names, job_key, 10_000)
+    with redis.Redis.from_url(api.redis_url, decode_responses=True) as store:
+        store.eval(COPY_JOBS, len(names), *names, job_key, 10_000, next(ID_LETTERS))
+        store.hset(f"{PREFIX}entries", caller[0].id, 10_000)
         assert store.zcard(own) == 10_000
-    lists: list[str] = []
+        return list(store.zrevrange(own, 0, 99))
 
-    def add_results(route: Any) -> None:
-        lists.append(route.request.url)
-        answer = route.fetch()
-        body = answer.json()
-        for job in body["jobs"]:
-            job["links"]["result"] = f"/v1/jobs/{job['id']}/result"
-            job["outputs"] = [{"id": job["id"], "width": 4, "height": 3}]
-        route.fulfill(response=answer, json=body)
 
-    def prepare(page: Any) -> None:
-        page.route(re.compile(r"/v1/jobs\?"), add_results)
-        page.route("**/result?*", lambda route: route.fulfill(body=PIXEL, content_type="image/gif"))
+# Scrolls until so many jobs are known; returns the most tiles and pictures that were there at once.
+SCROLL_TO = """async (count) => {
+  const film = document.querySelector(".film"), list = document.querySelector("#history-list");
+  let tiles = 0, pictures = 0;
+  while (list.style.getPropertyValue("--count") < count) {
+    film.scrollLeft = film.scrollWidth;
+    await new Promise(requestAnimationFrame);
+    tiles = Math.max(tiles, list.children.length);
+    pictures = Math.max(pictures, list.querySelectorAll("img").length);
+  }
+  return [tiles, pictures];
+}"""
+# The jobs in view, with their places in px.
+VISIBLE = """() => {
+  const { left, right } = document.querySelector(".film").getBoundingClientRect();
+  return [...document.querySelectorAll("#history-list li")]
+    .map((tile) => [tile.dataset.job, Math.round(tile.getBoundingClientRect().left - left)])
+    .filter(([, place]) => place >= 0 && place < right - left);
+}"""
+SCROLL_BY_TILES = """(count) => {
+  const list = document.querySelector("#history-list");
+  const tile = list.offsetWidth / list.style.getPropertyValue("--count");
+  list.parentElement.scrollLeft += count * tile;
+}"""
 
-    page = visit(prepare=prepare)
+
+def test_of_a_long_history_only_the_tiles_near_the_view_are_in_the_document(
+    visit: OpenPage, long_history: list[str]
+) -> None:
+    page = visit()
     tiles = page.locator("#history-list li")
-    expect(tiles).to_have_count(20)
-    assert len(lists) == 1
-    for count in range(40, 160, 20):
-        page.locator("#history-more").scroll_into_view_if_needed()
-        expect(tiles.nth(count - 1)).to_be_attached()
-    tiles.nth(130).scroll_into_view_if_needed()
-    expect(tiles.nth(130).locator("img[src]")).to_have_count(1)
-    expect(tiles.first.locator("img[src]")).to_have_count(0)
-    assert 5 <= page.locator("#history-list img[src]").count() <= 60, "only what is near"
-    page.evaluate("document.querySelector('.film').scrollTo(0, 0)")
-    expect(tiles.first.locator("img[src]")).to_have_count(1)
-    page.unroute_all(behavior="wait")
+    expect(tile_of(page, long_history[0]).locator("img")).to_have_count(1)
+    film = page.locator(".film")
+    assert film.evaluate("film => film.scrollWidth") < 5000, "one page of jobs"
+
+    most_tiles, most_pictures = page.evaluate(SCROLL_TO, 1000)
+    assert 10 <= most_tiles <= 60
+    assert 3 <= most_pictures <= most_tiles
+    expect(page.locator("#history-list img").last).to_have_js_property("naturalWidth", 72)
+    expect(tile_of(page, long_history[0])).to_have_count(0)
+    page.evaluate(SCROLL_BY_TILES, -5000)
+    expect(tile_of(page, long_history[0]).locator("img")).to_have_count(1)
+    order = [job_id for job_id, _ in page.evaluate(VISIBLE)]
+    assert order == long_history[: len(order)]
+
+    page.evaluate(SCROLL_BY_TILES, 50)
+    expect(tile_of(page, long_history[50])).to_have_attribute("aria-posinset", "51")
+    assert tiles.first.get_attribute("aria-setsize") == "-1", "there are more than it knows"
+    order = [job_id for job_id, _ in page.evaluate(VISIBLE)]
+    assert order == long_history[50 : 50 + len(order)]
+    assert tiles.count() <= 60
+
+
+def test_keys_move_through_tiles_that_are_not_in_the_document(
+    visit: OpenPage, long_history: list[str]
+) -> None:
+    page = visit()
+    expect(tile_of(page, long_history[0])).to_be_visible()
+    page.evaluate(SCROLL_TO, 100)
+    page.evaluate(SCROLL_BY_TILES, -5000)
+    expect(page.locator("#history-list a[tabindex='0']")).to_have_count(1)
+
+    def expect_focus(job_id: str) -> None:
+        expect(tile_of(page, job_id).locator("a")).to_be_focused()
+        expect(tile_of(page, job_id).locator("a")).to_be_in_viewport(ratio=0.9)
+
+    tile_of(page, long_history[0]).locator("a").focus()
+    page.keyboard.press("End")
+    expect_focus(long_history[99])
+    page.keyboard.press("ArrowLeft")
+    expect_focus(long_history[98])
+    page.keyboard.press("Home")
+    expect_focus(long_history[0])
+    page.keyboard.press("ArrowRight")
+    expect_focus(long_history[1])
+    page.evaluate(SCROLL_BY_TILES, 60)
+    expect(tile_of(page, long_history[65])).to_be_visible()
+    page.keyboard.press("ArrowRight")
+    expect_focus(long_history[2])
+    page.keyboard.press("Enter")
+    page.wait_for_url(f"**/j/{long_history[2]}")
+    page.evaluate(SCROLL_BY_TILES, 60)
+    expect(tile_of(page, long_history[2])).to_have_count(0)
+    page.evaluate(SCROLL_BY_TILES, -5000)
+    expect(tile_of(page, long_history[2]).locator("a")).to_have_attribute("aria-current", "page")
+
+
+def test_what_happens_to_jobs_without_a_tile_moves_nothing_in_view(
+    visit: OpenPage, long_history: list[str], client: Client, cancel_job: Any
+) -> None:
+    page = visit()
+    expect(tile_of(page, long_history[0])).to_be_visible()
+    deleted = long_history.pop(4)
+    client.delete(deleted)
+    page.evaluate(RETURN_TO_TAB)
+    expect(tile_of(page, deleted)).to_have_count(0)
+    order = [job_id for job_id, _ in page.evaluate(VISIBLE)]
+    assert order == long_history[: len(order)], "the twentieth, which is new to it, comes last"
+    page.evaluate(SCROLL_TO, 100)
+    page.evaluate(SCROLL_BY_TILES, -40)
+    expect(tile_of(page, long_history[0])).to_have_count(0)
+    before = page.evaluate(VISIBLE)
+
+    def expect_nothing_moved() -> None:
+        for (job_id, place), (old_id, old_place) in zip(
+            page.evaluate(VISIBLE), before, strict=True
+        ):
+            assert (job_id, place) == (old_id, pytest.approx(old_place, abs=2))
+
+    films = page.locator("#history-list")
+    known = int(films.evaluate("list => list.style.getPropertyValue('--count')"))
+
+    newest = cancel_job()
+    page.evaluate(RETURN_TO_TAB)
+    expect(films).to_have_css("--count", f"{known + 1}")
+    expect_nothing_moved()
+    client.delete(long_history[3])
+    page.evaluate(RETURN_TO_TAB)
+    expect(films).to_have_css("--count", f"{known}")
+    expect_nothing_moved()
+
+    page.click("#select")
+    page.locator(f"[data-job={before[0][0]}] input").check()
+    page.evaluate(SCROLL_BY_TILES, -5000)
+    expect(tile_of(page, newest)).to_be_visible()
+    expect(page.locator("#selection-count")).to_have_text("1 selected")
+    page.click("#selection-delete")
+    expect(page.locator("#toast")).to_contain_text("Painting deleted.")
+    expect(films).to_have_css("--count", f"{known - 1}")
+    page.click("#toast button")
+    expect(tile_of(page, before[0][0]).locator("input")).to_be_focused()
+    assert before[0][0] in [job_id for job_id, _ in page.evaluate(VISIBLE)]
+
+    page.click("#selection-all")
+    expect(page.locator("#selection-count")).to_have_text(f"{known} selected")
+    page.evaluate(SCROLL_BY_TILES, -5000)
+    expect(tile_of(page, newest).locator("input")).to_be_checked()
+    page.click("#selection-all")
+    expect(page.locator("#selection-count")).to_have_text("Click the paintings")
+
+
+def test_the_tile_of_an_old_job_changes_while_many_newer_ones_wait(
+    visit: OpenPage, client: Client, image_files: dict[str, Path]
+) -> None:
+    batch = client.submit_batch(
+        [image_files["rotated.jpg"]] * 7, [image_files["painting.png"]] * 3, size=64
+    )
+    oldest = [*client.jobs()][-1]
+    page = visit()
+    page.evaluate(SCROLL_TO, 21)
+    page.evaluate(SCROLL_BY_TILES, 21)
+    expect(tile_of(page, oldest.id)).to_have_attribute("data-status", "queued")
+    client.cancel(oldest.id)
+
+    expect(tile_of(page, oldest.id)).to_have_attribute("data-status", "canceled")
+    client.cancel_batch(batch.id)
 
 
 @pytest.mark.parametrize(("language", "alt"), [("en", "The photo"), ("zh-CN", "照片原图")])

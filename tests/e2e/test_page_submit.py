@@ -37,13 +37,14 @@ def test_two_files_become_a_result_that_is_compared_and_downloaded(
     expect(page.locator("#photo .status")).to_have_text("72 × 96 px")
     assert tuple(image.evaluate("image => [image.naturalWidth, image.naturalHeight]")) == (72, 96)
 
-    submit_job(page, size=96, iterations=60)
-    expect(page.locator("#progress")).to_have_attribute("value", re.compile(r"\d+"))
-    expect(page.locator("#stage img.after")).to_have_attribute("src", re.compile("^blob:"))
-    page.locator("#chart summary").click()
-    expect(page.locator("#chart path").first).to_be_visible()
-    assert re.match(r"\d+ % · Impasto", page.title())
-    expect_end(page)
+    with page.expect_request(re.compile(r"/result\?format=webp&width=256$")):  # of the tile
+        submit_job(page, size=96, iterations=60)
+        expect(page.locator("#progress")).to_have_attribute("value", re.compile(r"\d+"))
+        expect(page.locator("#stage img.after")).to_have_attribute("src", re.compile("^blob:"))
+        page.locator("#chart summary").click()
+        expect(page.locator("#chart path").first).to_be_visible()
+        assert re.match(r"\d+ % · Impasto", page.title())
+        expect_end(page)
 
     assert tuple(
         page.locator("#stage img.after").evaluate(
@@ -144,6 +145,23 @@ def test_a_file_that_is_no_image_is_refused_and_a_hostile_file_name_is_shown_as_
     expect(page.locator("#history-list .caption").first).to_contain_text(hostile.stem)
     assert page.locator("img[src=x]").count() == 0
     assert "hurt" not in page.title()
+
+
+def test_a_picture_that_the_browser_cannot_read_is_shown_all_the_same(
+    open_page: OpenPage, photo: Image.Image, shared_service: Any
+) -> None:
+    """As the service's copy: in the tile, on the canvas, and on the page of the job."""
+    file = io.BytesIO()
+    photo.save(file, "TIFF")
+    page = open_page()
+    upload = {"name": "scan.tiff", "mimeType": "image/tiff", "buffer": file.getvalue()}
+    page.set_input_files("#photo input.files", upload)
+    for image in ("#stage img.before", "#photo .own img"):
+        expect(page.locator(image)).to_have_js_property("naturalWidth", 96)
+    job_id = submit_job(page).rpartition("/")[2]
+    page.reload()
+    expect(page.locator("#stage img.before")).to_have_js_property("naturalWidth", 96)
+    shared_service.client.wait(job_id)
 
 
 def test_a_parameter_out_of_range_is_shown_and_a_hidden_field_does_not_block_the_form(
