@@ -60,14 +60,15 @@ def test_back_closes_what_lies_over_the_page_and_then_leaves_it(
     assert page.url.endswith("/livez")
 
 
+@pytest.mark.usefixtures("unusual_job")
 def test_a_painting_replaces_an_open_layer_and_back_leads_to_the_editor(
-    open_page: OpenPage, unusual_job: Any
+    open_page: OpenPage,
 ) -> None:
     page = open_page()
     choose_examples(page)
     page.click("#open-mask")
     page.locator("#mask-layer").click()
-    page.locator(f"[data-job={unusual_job.id}] a").click()
+    page.locator("#history-list [data-status=succeeded] a").first.click()
     expect_end(page)
     expect(page.locator("#mask-tools")).to_be_hidden()
     page.go_back()

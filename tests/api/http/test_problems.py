@@ -80,7 +80,7 @@ def test_every_parameter_of_a_url_is_refused_by_name_with_its_bounds(
                 name,
                 detail,
             )
-    assert len(details) == 14
+    assert len(details) == 15
     assert "png" not in details["/v1/jobs/{job_id}/timelapse", "format"]
 
 
