@@ -69,7 +69,7 @@ def run_site(browser: Any) -> Iterator[Callable[[dict[str, bytes]], str]]:
 
         page.route(f"{SITE}/**", fulfill)
         page.goto(f"{SITE}/index.html")
-        page.wait_for_function("document.title")
+        page.wait_for_function("() => document.title")
         return str(page.title())
 
     yield run

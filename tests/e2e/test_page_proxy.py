@@ -131,7 +131,7 @@ def test_the_page_paints_and_keeps_its_links_under_a_path(open_page: OpenPage, u
     page.click("#show-command")
     expect(page.locator("#command")).to_contain_text(f"{url}/impasto/v1/jobs")
     page.click("#close-command")
-    page.wait_for_function("!history.state?.layers")  # the dialog takes its entry with it
+    page.wait_for_function("() => !history.state?.layers")  # the dialog takes its entry with it
 
     page.reload()
     expect_end(page)
