@@ -9,6 +9,8 @@ import io
 import json
 import re
 import shutil
+import subprocess
+import tempfile
 import time
 from base64 import b64encode
 from collections.abc import Callable, Iterator
@@ -17,9 +19,11 @@ from pathlib import Path
 from typing import Any
 
 import click
+import httpx2
 import psutil
 from PIL import Image
 from playwright.sync_api import sync_playwright
+from websockets.sync.client import ClientConnection, connect
 
 from bench import api
 from bench.api import SAMPLES
@@ -49,8 +53,7 @@ class Phone:
         context.set_default_timeout(TIMEOUT_MS)
         self.page = context.new_page()
         self._devtools = context.new_cdp_session(self.page)
-        self._devtools.send("Emulation.setCPUThrottlingRate", {"rate": slowdown})
-        self._devtools.send("Performance.enable")
+        _prepare(self._devtools, slowdown)
         self._browser = chromium.new_browser_cdp_session()
 
     def open(self) -> None:
@@ -59,26 +62,60 @@ class Phone:
         self.page.locator("#presets button").first.wait_for(state="attached")
 
     def print_row(self, state: str) -> None:
-        """Print what the page takes now, and at most until now.
+        """Print what the page takes now, and at most until now."""
+        _print_row(state, self._devtools, self._browser)
 
-        Chromium keeps decoded pictures until it needs the memory; so it is told that it does.
-        """
-        self.page.wait_for_timeout(3000)
-        pids = [
-            process["id"]
-            for process in self._browser.send("SystemInfo.getProcessInfo")["processInfo"]
-            if process["type"] == "renderer"
-        ]
-        before = _resident(pids)
-        self._devtools.send("Memory.simulatePressureNotification", {"level": "critical"})
-        self._devtools.send("HeapProfiler.collectGarbage")
-        self.page.wait_for_timeout(2000)
-        metrics = self._devtools.send("Performance.getMetrics")["metrics"]
-        values = {metric["name"]: metric["value"] for metric in metrics}
-        click.echo(
-            f"| {state} | {values['JSHeapUsedSize'] / MIB:.1f} | {values['Nodes']:.0f} "
-            f"| {before:.0f} | {_resident(pids):.0f} | {sum(map(_peak, pids)):.0f} |"
-        )
+
+class Devtools:
+    """A connection to Chromium: to the browser, or to a page of it.
+
+    Playwright's own connection asks for the network's events. Chromium then keeps the answers that
+    a page has read, so a page that loads many pictures seems to grow by their bytes.
+    """
+
+    def __init__(self, socket: ClientConnection) -> None:
+        self._socket, self._count = socket, 0
+
+    def send(self, method: str, params: dict[str, Any] | None = None) -> dict[str, Any]:
+        """Call a method of the protocol. Raises RuntimeError if Chromium answers with an error."""
+        self._count += 1
+        call = {"id": self._count, "method": method, "params": params or {}}
+        self._socket.send(json.dumps(call))
+        answer: dict[str, Any] = {}
+        while answer.get("id") != self._count:  # other messages are events
+            answer = json.loads(self._socket.recv())
+        if "error" in answer or "exceptionDetails" in answer["result"]:
+            raise RuntimeError(f"{method}: {answer}")
+        result: dict[str, Any] = answer["result"]
+        return result
+
+
+def _prepare(page: Any, slowdown: int) -> None:
+    page.send("Emulation.setCPUThrottlingRate", {"rate": slowdown})
+    page.send("Performance.enable")
+
+
+def _print_row(state: str, page: Any, browser: Any) -> None:
+    """Print what a page takes. Both: a CDP session of Playwright, or a Devtools.
+
+    Chromium keeps decoded pictures until it needs the memory; so it is told that it does.
+    """
+    time.sleep(3)
+    pids = [
+        process["id"]
+        for process in browser.send("SystemInfo.getProcessInfo")["processInfo"]
+        if process["type"] == "renderer"
+    ]
+    before = _resident(pids)
+    page.send("Memory.simulatePressureNotification", {"level": "critical"})
+    page.send("HeapProfiler.collectGarbage")
+    time.sleep(2)
+    metrics = page.send("Performance.getMetrics")["metrics"]
+    values = {metric["name"]: metric["value"] for metric in metrics}
+    click.echo(
+        f"| {state} | {values['JSHeapUsedSize'] / MIB:.1f} | {values['Nodes']:.0f} "
+        f"| {before:.0f} | {_resident(pids):.0f} | {sum(map(_peak, pids)):.0f} |"
+    )
 
 
 def _resident(pids: list[int]) -> float:
@@ -92,14 +129,19 @@ def _peak(pid: int) -> float:
     return int(re.findall(r"VmHWM:\s+(\d+)", status)[0]) / 1024
 
 
+_HEADER = (
+    "| state | JS heap | nodes | renderers | under memory pressure | peak |\n"
+    "|---|---|---|---|---|---|"
+)
+
+
 @contextmanager
 def _phone(slowdown: int) -> Iterator[Phone]:
     with api.service() as running, sync_playwright() as driver:
         chromium = driver.chromium.launch(
             executable_path=shutil.which("chromium"), args=["--no-sandbox"]
         )
-        click.echo("| state | JS heap | nodes | renderers | under memory pressure | peak |")
-        click.echo("|---|---|---|---|---|---|")
+        click.echo(_HEADER)
         yield Phone(chromium, running, slowdown)
         chromium.close()
 
@@ -168,9 +210,11 @@ _ANSWER = """([job, count, thumbnail]) => {
     };
 }"""
 _SCROLL = """async (count) => {
-    const list = document.querySelector("#history-list");
+    const find = (id) => document.querySelector(id);
+    while (!find("#presets button")) await new Promise(requestAnimationFrame);
+    const list = find("#history-list");
     while (list.style.getPropertyValue("--count") < count) {
-        document.querySelector("#history-more").scrollIntoView();
+        find("#history-more").scrollIntoView();
         await new Promise(requestAnimationFrame);
     }
 }"""
@@ -186,15 +230,47 @@ def history(slowdown: int, jobs: int) -> None:
         sample.resize((256, 192)).save(file, "WEBP")
     thumbnail = b64encode(file.getvalue()).decode()
 
-    with _phone(slowdown) as phone:
-        page, start = phone.page, time.monotonic()
-        template = page.request.get(f"/v1/jobs/{phone.service.create_job()}").json()
-        page.add_init_script(f"({_ANSWER})({json.dumps([_job(template), jobs, thumbnail])})")
-        phone.open()
+    with api.service() as running, _chromium() as (page, browser):
+        url, start = f"http://127.0.0.1:{running.ports[0]}", time.monotonic()
+        template = httpx2.get(f"{url}/v1/jobs/{running.create_job()}").json()
+        _prepare(page, slowdown)
+        phone = {"width": 375, "height": 812, "deviceScaleFactor": 3, "mobile": True}
+        page.send("Emulation.setDeviceMetricsOverride", phone)
+        page.send("Page.enable")
+        answer = f"({_ANSWER})({json.dumps([_job(template), jobs, thumbnail])})"
+        page.send("Page.addScriptToEvaluateOnNewDocument", {"source": answer})
+        page.send("Page.navigate", {"url": url})
+        click.echo(_HEADER)
         for count in (20, 1000, *range(2500, jobs, 2500), jobs):
-            page.evaluate(_SCROLL, count)
+            scroll = {"expression": f"({_SCROLL})({count})", "awaitPromise": True}
+            page.send("Runtime.evaluate", scroll)
             seconds = time.monotonic() - start
-            phone.print_row(f"{count} jobs, after {seconds:.0f} s")
+            _print_row(f"{count} jobs, after {seconds:.0f} s", page, browser)
+
+
+@contextmanager
+def _chromium() -> Iterator[tuple[Devtools, Devtools]]:
+    """A page of a Chromium of its own, and the browser, without Playwright."""
+    with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as profile:
+        process = subprocess.Popen(
+            ["chromium", "--headless=new", "--no-sandbox", "--remote-debugging-port=0",
+             f"--user-data-dir={profile}", "about:blank"],
+            stderr=subprocess.PIPE, text=True,
+        )  # fmt: skip
+        assert process.stderr
+        try:
+            found = (re.search(r"ws://(\S+?)/\S+", line) for line in process.stderr)
+            browser = next(match for match in found if match)
+            targets = httpx2.get(f"http://{browser[1]}/json").json()
+            page = next(target for target in targets if target["type"] == "page")
+            with (
+                connect(page["webSocketDebuggerUrl"], max_size=None) as page_socket,
+                connect(browser[0], max_size=None) as browser_socket,
+            ):
+                yield Devtools(page_socket), Devtools(browser_socket)
+        finally:
+            process.terminate()
+            process.wait()
 
 
 def _job(template: dict[str, Any]) -> dict[str, Any]:

@@ -196,7 +196,11 @@ class Service(SimulatedWorkers):
         worker = self._workers[rng.randrange(len(self._workers))]
         kind = rng.choice(("kill", "cut", "freeze", "api"))
         if kind == "api":
-            self._fault_api(rng.choice(self._apis))
+            # As often as with few workers: there are as many API processes.
+            if len(self._workers) <= MIN_WORKERS or (
+                rng.random() < MIN_WORKERS / len(self._workers)
+            ):
+                self._fault_api(rng.choice(self._apis))
         elif worker.state == "ready":
             if kind == "kill":
                 self._kill(worker, worker.epoch, rng.random() < 0.7)
