@@ -239,7 +239,15 @@ class Attempt:
         self._watchdog.begin_phase("device")
         self._statistics.begin_run()
         with self._scale_spans:
-            result = stylize(inputs, spec, network, self._on_step, planner, resume=resume)
+            result = stylize(
+                inputs,
+                spec,
+                network,
+                self._on_step,
+                planner,
+                resume=resume,
+                on_start=self._show_start,
+            )
         self._run_began_at = math.inf  # a finished run is kept, however long its file takes
         self._watchdog.begin_phase("host")
         return result, load_seconds
@@ -287,6 +295,10 @@ class Attempt:
         if loaded is None:
             log.warning("%s: its checkpoint is unreadable; it starts again", self._job.id)
         return loaded
+
+    def _show_start(self, picture: Image.Image) -> None:
+        """Called by the run before its first iteration: the client sees its photo change."""
+        self._reporter.report(None, codec.thumbnail(picture, self._settings.preview_px))
 
     def _on_step(self, event: StepEvent) -> Control:
         """Called by the run after every iteration. Raises LeaseLost, ShuttingDown."""

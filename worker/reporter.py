@@ -38,7 +38,7 @@ class Reporter:
         self._lease, self._write_preview = lease, write_preview
         self._urgent: list[Callable[[], object]] = []
         self._deferred: list[Callable[[], object]] = []
-        self._pending: tuple[JobProgress, Image.Image | None] | None = None
+        self._pending: tuple[JobProgress | None, Image.Image | None] | None = None
         self._has_reported = False
         self._lock = threading.Lock()
         self._wake = threading.Event()
@@ -61,8 +61,10 @@ class Reporter:
         self._wake.set()
         self._thread.join()
 
-    def report(self, progress: JobProgress, preview: Image.Image | None = None) -> None:
+    def report(self, progress: JobProgress | None, preview: Image.Image | None = None) -> None:
         """Leave the progress for the next report. An unsent preview stays until a newer one.
+
+        progress: None before the first iteration.
 
         The first progress and each preview are reported at once.
         """

@@ -619,12 +619,14 @@ class JobStore:
             pipe.execute()
 
     def report_progress(
-        self, job_id: str, token: str, progress: JobProgress, preview: str | None = None
+        self, job_id: str, token: str, progress: JobProgress | None, preview: str | None = None
     ) -> LeaseStatus:
-        """Record the progress, and the digest of a preview that is reserved and written."""
-        status: LeaseStatus = self._call(
-            "report_progress", job_id, token, progress.model_dump_json(), preview or ""
-        )
+        """Record the progress, and the digest of a preview that is reserved and written.
+
+        progress: None before the first iteration.
+        """
+        fields = progress.model_dump_json() if progress else ""
+        status: LeaseStatus = self._call("report_progress", job_id, token, fields, preview or "")
         return status
 
     def save_checkpoint(self, job_id: str, token: str, checkpoint: str) -> LeaseStatus:

@@ -226,7 +226,9 @@ end)
 -- progress: JSON; preview: the digest of the current image, or ''.
 run_operation('report_progress', function(p, id, _, progress, preview)
   local key = job_key(p, id)
-  redis.call('HSET', key, 'progress', progress)
+  if progress ~= '' then -- a preview may be older than the first iteration
+    redis.call('HSET', key, 'progress', progress)
+  end
   publish_change(p, id)
   if preview ~= '' then
     local owner, old = get_fields(p, id, 'owner', 'preview')

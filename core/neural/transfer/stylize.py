@@ -110,6 +110,9 @@ Control.STOP = Control(stop=True)
 # raises ends the run.
 OnProgress = Callable[[StepEvent], Control]
 
+# Called once with the initial image, before its loss is known; not if a run resumes.
+OnStart = Callable[[Image.Image], None]
+
 
 @dataclass(frozen=True)
 class StyleResult:
@@ -134,6 +137,7 @@ def stylize(
     planner: Planner | None = None,
     *,
     resume: Checkpoint | None = None,
+    on_start: OnStart | None = None,
 ) -> StyleResult:
     """Render the photo in the style of the paintings, coarse to fine.
 
@@ -151,7 +155,7 @@ def stylize(
     """
     with device.translate_device_errors():
         run = _Run(inputs, spec, network, on_progress, planner or Planner(network), resume=resume)
-        return run.execute()
+        return run.execute(on_start)
 
 
 class _Run:
@@ -200,7 +204,10 @@ class _Run:
             self._tracker.restore(resume.header)
             self._spec_updates = tuple(resume.header.spec_updates)
 
-    def execute(self) -> StyleResult:
+    def execute(self, on_start: OnStart | None) -> StyleResult:
+        # A large first scale needs its memory for itself.
+        if on_start is not None and self._resume is None and max(self._size) <= _SHOWN_PX:
+            on_start(self._start_picture())
         first = self._resume.header.scale if self._resume else 1
         stopped = False
         for number in range(first, len(self._plan.scales) + 1):
@@ -489,6 +496,12 @@ class _Run:
     @cached_property
     def _shown_photo(self) -> Tensor:
         return self._inputs.photo_at(self._shown_size, self._spec)
+
+    def _start_picture(self) -> Image.Image:
+        """The initial image, of the coarsest scale."""
+        photo = self._inputs.photo_at(self._size, self._spec)
+        image = self._inputs.initial_image(photo.to(self._network.device), self._spec)
+        return self._show(self._without_margin(image), self._spec)
 
     def _result_picture(self, image: Tensor) -> Image.Image:
         """The picture in the requested size, whatever the scale of the image."""

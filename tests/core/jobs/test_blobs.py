@@ -41,6 +41,19 @@ def test_a_replaced_preview_is_marked_for_deletion(driver: Any, store: JobStore)
     assert store.mark_deleting() == [driver.PREVIEW]
 
 
+def test_a_preview_without_progress_leaves_the_progress(driver: Any, store: JobStore) -> None:
+    driver.create()
+    job = driver.claim()
+    store.report_progress(job.id, "t", None, driver.PREVIEW)
+    early = store.get(job.id)
+    store.report_progress(job.id, "t", driver.PROGRESS)
+    store.report_progress(job.id, "t", None, driver.RESULT)
+    late = store.get(job.id)
+
+    assert (early.progress, early.preview) == (None, driver.PREVIEW)
+    assert (late.progress, late.preview) == (driver.PROGRESS, driver.RESULT)
+
+
 def test_a_reservation_protects_a_blob_until_it_expires(driver: Any, store: JobStore) -> None:
     store.reserve(driver.CONTENT, 60)
     store.reserve(driver.STYLE, 0)

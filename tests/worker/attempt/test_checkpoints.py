@@ -77,7 +77,7 @@ def test_attempts_that_die_where_they_resumed_count_as_no_progress(
     class Died(BaseException):
         pass
 
-    def deadly(*args: Any, resume: Any) -> Any:
+    def deadly(*args: Any, resume: Any, **_: Any) -> Any:
         inputs, spec, network, on_progress, planner = args
 
         def die(event: Any) -> bool:
@@ -129,7 +129,7 @@ def test_a_run_that_was_interrupted_after_its_last_iteration_succeeds(
     class LastStep(Reporter):
         def report(self, progress: Any, preview: Any = None) -> None:
             super().report(progress, preview)
-            if progress.iteration == 7:
+            if progress and progress.iteration == 7:
                 process.shutting_down.set()  # a shutdown in the last iteration
 
     with pytest.MonkeyPatch.context() as patch:

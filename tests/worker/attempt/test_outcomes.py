@@ -15,6 +15,7 @@ from core.images import codec
 from core.jobs.models import Job, JobInput, Status, new_job_id
 from core.jobs.store import JobStore
 from core.neural.transfer.inputs import StyleInputs
+from core.neural.transfer.stylize import Control, StepEvent
 from core.neural.weights.cache import WeightsCache, random_parameters
 from core.neural.weights.parameters import Parameters
 from core.storage.blobs import Blobs
@@ -169,6 +170,34 @@ def test_a_job_says_which_part_of_a_framed_painting_it_uses(
     assert ended.progress.style_crops == [(21, 21, 219, 169), None]
     assert record is not None
     assert record["style_crops"] == [[21, 21, 219, 169], None]
+
+
+def test_the_initial_image_is_a_preview_before_the_first_iteration(
+    make_runner: Any,
+    store: JobStore,
+    submit: Any,
+    until: Callable[..., None],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """The client sees its photo change before the network has been used."""
+    may_go_on = threading.Event()
+    usual = attempt.Attempt._on_step
+
+    def wait_and_step(self: attempt.Attempt, event: StepEvent) -> Control:
+        assert may_go_on.wait(30)
+        return usual(self, event)
+
+    monkeypatch.setattr(attempt.Attempt, "_on_step", wait_and_step)
+    job = submit(iterations=2)
+    thread = threading.Thread(target=make_runner(preview_seconds=600).run_next)
+    thread.start()
+    until(lambda: store.get(job.id).preview, "the first preview")
+    early = store.get(job.id)
+    may_go_on.set()
+    thread.join()
+
+    assert early.progress is None
+    assert store.get(job.id).status == "succeeded"
 
 
 @pytest.mark.usefixtures("nominal_throughput")

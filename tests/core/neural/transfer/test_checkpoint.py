@@ -78,6 +78,7 @@ def test_a_resumed_run_ends_with_the_same_bits(
         tiny_vgg16,
         record(seen, lambda event: event.progress.iteration),
         resume=checkpoint.load(file),
+        on_start=lambda _: pytest.fail("a resumed run shows the initial image"),
     )
 
     assert resumed.picture.tobytes() == whole.picture.tobytes()

@@ -42,6 +42,31 @@ def test_a_callback_stops_the_run_which_returns_the_picture_at_full_size(
     assert seen[2].tobytes() != seen[0].tobytes()
 
 
+def test_the_initial_image_is_shown_before_the_first_iteration(
+    photo: Image.Image, painting: Image.Image, tiny_vgg16: Network
+) -> None:
+    seen: list[Image.Image | int] = []
+
+    def on_progress(event: StepEvent) -> Control:
+        seen.append(event.progress.iteration)
+        return Control.CONTINUE
+
+    spec = parse_spec({"size": 96, "iterations": 4, "scales": 2})
+    inputs = StyleInputs(photo, [painting])
+    result = stylize(inputs, spec, tiny_vgg16, on_progress, on_start=seen.append)
+    without = stylize(inputs, spec, tiny_vgg16)
+
+    start, *iterations = seen
+    assert isinstance(start, Image.Image)
+    assert iterations == [1, 2, 3, 4, 5, 6, 7, 8]
+    assert start.size == (96, 72)
+    mean, photo_mean, painting_mean = (
+        np.array(ImageStat.Stat(picture).mean) for picture in (start, photo, painting)
+    )
+    assert np.abs(mean - painting_mean).max() < 0.2 * np.abs(photo_mean - painting_mean).max()
+    assert result.picture.tobytes() == without.picture.tobytes()
+
+
 def test_an_exception_of_the_callback_is_raised_unchanged(
     photo: Image.Image, painting: Image.Image, tiny_vgg16: Network
 ) -> None:
