@@ -203,6 +203,26 @@ def checkerboard(image: Tensor) -> float:
     return float(spectrum[(down > 1 / 3) & (across > 1 / 3)].sum() / detail.clamp_min(1e-12))
 
 
+def weave(image: Tensor, side: int = 32) -> float:
+    """The highest peak of the spectrum along an axis, by the median of all directions there.
+
+    At periods of 2 to 5 px, in the mean spectrum of overlapping fields of `side` px. Threads that
+    cross at right angles are a peak; strokes of any direction are none. For a part of a picture.
+    """
+    gray = (image[0] * image.new_tensor((0.299, 0.587, 0.114)).view(3, 1, 1)).sum(0)  # (H, W)
+    window = torch.hann_window(side, periodic=False)
+    fields = gray.unfold(0, side, side // 4).unfold(1, side, side // 4).reshape(-1, side, side)
+    fields = (fields - fields.mean((1, 2), keepdim=True)) * window[:, None] * window
+    spectrum = torch.fft.fft2(fields).abs().square().mean(0)
+    frequency = torch.fft.fftfreq(side)
+    radius = torch.hypot(frequency[:, None], frequency)
+    peaks = []
+    for at in range(side // 5, side // 2):
+        around = spectrum[(radius - at / side).abs() < 0.03].median()
+        peaks += [float(peak / around) for peak in (spectrum[at, 0], spectrum[0, at])]
+    return max(peaks)
+
+
 def border_ratio(image: Tensor, strip: int = 2, beside: int = 8) -> float:
     """Texture of the outermost pixels by that beside them: the side that is furthest from 1.
 
@@ -352,6 +372,21 @@ def judge_files(photo: Path, painting: Path, results: tuple[Path, ...]) -> None:
     for path in results:
         panel = Panel(load(photo), load(painting), load(path).size)
         click.echo(_row(str(path), panel.judge(load(path))))
+
+
+@main.command("weave")
+@click.option("--box", default="5,0,100,28", show_default=True, help="Percent: x, y, x, y.")
+@click.argument("results", type=_FILE, nargs=-1, required=True)
+def measure_weave(box: str, results: tuple[Path, ...]) -> None:
+    """How strong the weave is in a smooth part of RESULTS; by default in harbor's sky."""
+    left, top, right, bottom = (int(number) / 100 for number in box.split(","))
+    for path in results:
+        picture = load(path)
+        width, height = picture.size
+        part = picture.crop(
+            (round(left * width), round(top * height), round(right * width), round(bottom * height))
+        )
+        click.echo(f"{path}: {weave(pixels.to_image(part)):.1f}")
 
 
 PHOTOS = ("harbor", "pears", "astronaut", "chelsea", "coffee", "china")

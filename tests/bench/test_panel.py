@@ -34,6 +34,14 @@ def test_a_checkerboard_of_single_pixels_is_one(strokes: Tensor) -> None:
     assert panel.checkerboard(board) > 0.5
 
 
+def test_threads_that_cross_at_right_angles_are_a_weave_and_noise_is_none() -> None:
+    noise = 0.5 + 0.1 * torch.randn(1, 3, 128, 128, generator=torch.Generator().manual_seed(0))
+    thread = 0.05 * torch.sin(2 * torch.pi * torch.arange(128) / 3)
+    assert panel.weave(noise) < 2
+    assert panel.weave(noise + thread) > 10
+    assert panel.weave(noise + thread[:, None]) > 10
+
+
 @pytest.mark.parametrize("side", ["faint", "strong"])
 def test_a_border_differs_from_what_is_beside_it_in_both_directions(side: str) -> None:
     image = torch.rand(1, 3, 128, 128, generator=torch.Generator().manual_seed(0))

@@ -4,7 +4,7 @@ That is the photo's image, the objective and the initial image. Also applies `pr
 no optimizer and no progress.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 
@@ -141,6 +141,7 @@ class StyleInputs:
         photo = self.photo_at(scale.size, spec).to(network.device)
         is_gray = self.is_gray(spec)
         styles: list[list[Style]] = []
+        textures: list[float] = []
         masks: list[Tensor] = []
         region_guides: list[Tensor] = []
         if spec.beta:
@@ -149,6 +150,7 @@ class StyleInputs:
                 size = style_size(*picture.size, spec, scale.long_side)
                 painting = self._painting(index, size, network.device)
                 painting = _match_colors(photo, painting, spec)
+                textures.append(pixels.fine_texture(painting))
                 parts = [
                     None if part is None else part.to(network.device)
                     for part in self._painting_guides(index, size)
@@ -161,7 +163,7 @@ class StyleInputs:
                 region_guides = [guide.to(network.device) for guide in guides]
         regions = _build_regions(styles, masks, region_guides, spec)
         objective = Objective(network, spec, photo, regions, tile_px)
-        return ScaleTarget(styles, masks, region_guides, objective, is_gray)
+        return ScaleTarget(styles, textures, masks, region_guides, objective, is_gray)
 
     def photo_at(self, size: tuple[int, int], spec: StyleSpec) -> Tensor:
         """The photo as an image at (width, height), on the CPU; gray where the image stays gray."""
@@ -219,8 +221,8 @@ class StyleInputs:
         change its colors, and deform its shapes meanwhile. Where the style weighs little, or no
         layer sees colors, the photo stays.
         """
-        amount = min(1.0, spec.beta / _FULL_START_BETA)
-        if not (adds_detail(spec) and amount and _sees_color(spec)):
+        amount = _start_amount(spec)
+        if not amount:
             return photo
         height, width = photo.shape[2:]
         factor = min(1.0, _START_PX / max(height, width))
@@ -233,21 +235,42 @@ class StyleInputs:
 
     def _match_styles(self, photo: Tensor, spec: StyleSpec) -> Tensor:
         """A mixture of what `match_detail` makes of the photo with each painting."""
-        size = (photo.shape[3], photo.shape[2])
         result = torch.zeros_like(photo)
-        rest = torch.ones_like(photo[:, :1])  # how much of each pixel is not painted yet
-        for index, share in enumerate(spec.style_weights):
-            painting_size = style_size(*self.styles[index].size, spec, max(size))
-            painting = self._painting(index, painting_size, photo.device)
-            part = torch.full_like(rest, share)
-            if self.masks:
-                part = len(self.masks) * part * pixels.to_guide(self.masks[index], size).to(part)
-            part = part.minimum(rest)
+        rest = torch.ones_like(photo[:, :1])
+        for index, part in enumerate(self._parts(photo, spec)):
+            size = style_size(*self.styles[index].size, spec, max(photo.shape[2:]))
+            painting = self._painting(index, size, photo.device)
             matched = pixels.match_detail(photo, _match_colors(photo, painting, spec))
             result += part * matched
             rest -= part
         result += rest * photo
         return pixels.luminance(result) if self.is_gray(spec) else result
+
+    def _parts(self, photo: Tensor, spec: StyleSpec) -> Iterator[Tensor]:
+        """How much of each pixel is of each painting: (1, 1, H, W), with a sum of at most 1."""
+        rest = torch.ones_like(photo[:, :1])
+        for index, share in enumerate(spec.style_weights):
+            part = torch.full_like(rest, share)
+            if self.masks:
+                mask = pixels.to_guide(self.masks[index], (photo.shape[3], photo.shape[2]))
+                part *= len(self.masks) * mask.to(part)
+            part = part.minimum(rest)
+            yield part
+            rest -= part
+
+    def add_grain(self, image: Tensor, textures: Sequence[float], spec: StyleSpec) -> Tensor:
+        """The first image of a finer scale with noise, (1, 3, H, W), where it is too smooth.
+
+        textures: the finest detail of each painting at this scale (`ScaleTarget.textures`). Only
+        for runs that begin near their end, as in `_approach_styles`.
+        """
+        amount = _start_amount(spec)
+        if not amount:
+            return image
+        texture = torch.zeros_like(image[:, :1])
+        for part, value in zip(self._parts(image, spec), textures, strict=True):
+            texture += amount**2 * value * part
+        return pixels.add_grain(image, texture, spec.seed)
 
     def _white_noise(self, like: Tensor, spec: StyleSpec) -> Tensor:
         """Uniform noise in [0, 1] of the shape of an image; gray where the image is gray."""
@@ -284,6 +307,7 @@ class ScaleTarget:
     """The inputs at one scale. Only the objective depends on the weights."""
 
     styles: list[list[Style]]  # of each painting, of each region
+    textures: list[float]  # of each painting: `pixels.fine_texture`
     masks: list[Tensor]  # (H, W) in [0, 1], of each painting; empty without masks
     region_guides: list[Tensor]  # (H, W) in [0, 1]; empty: the whole picture is the only region
     objective: Objective
@@ -365,10 +389,15 @@ def _match_colors(photo: Tensor, painting: Tensor, spec: StyleSpec) -> Tensor:
     return painting
 
 
-def _sees_color(spec: StyleSpec) -> bool:
-    """Whether the style has layers that follow colors, not only shapes."""
-    return any(
+def _start_amount(spec: StyleSpec) -> float:
+    """How far the first image of a scale goes from the photo to the paintings, 0 to 1.
+
+    With little weight of the style it would be farther from the result than the photo is. Without
+    layers that follow colors and fine detail, nothing would change what it begins with.
+    """
+    sees_detail = any(
         weight
         for layer, weight in spec.style_layers.items()
         if layer.startswith(("relu1_", "relu2_"))
     )
+    return min(1.0, spec.beta / _FULL_START_BETA) if adds_detail(spec) and sees_detail else 0.0

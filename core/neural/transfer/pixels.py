@@ -28,6 +28,11 @@ _MAX_COLORED_SHARE = 0.0005
 # of the time for a photo of 12 megapixels; a noisy one differs by 0.3 of 255 levels on average.
 _REDUCING_GAP = 3.0
 
+# Fine texture is measured in fields of so many px. That of a painting is what all but so large a
+# share of its fields exceed: a smooth part shall not be missing in the picture.
+_FIELD_PX = 16
+_SMOOTH_SHARE = 0.1
+
 _OCTAVES = 5  # whose contrast `match_detail` changes
 _MAX_COLOR_GAIN = 3.0
 _DETAIL_GAINS = 0.7, 2.0  # smaller ones lose the photo's detail, larger ones show its noise
@@ -140,6 +145,43 @@ def add_detail(image: Tensor, photo: Tensor, before: Sequence[int]) -> Tensor:
     return lost.add_(image).clamp_(0, 1)
 
 
+def fine_texture(painting: Tensor) -> float:
+    """The mean square of a painting's finest luminance detail, where it is smoothest.
+
+    painting: (1, 3, H, W).
+    """
+    return float(_fine_energy(painting).quantile(_SMOOTH_SHARE))
+
+
+def add_grain(image: Tensor, texture: Tensor, seed: int) -> Tensor:
+    """The image with luminance noise where it has less fine texture than the paintings.
+
+    image: (1, 3, H, W). texture: what `fine_texture` returns of the painting of each pixel, (1, 1,
+    H, W).
+
+    An enlarged image is smooth. The optimizer can only add detail along the gradient, and in a
+    smooth area that is the same weave of 3 px everywhere; from noise it makes brush strokes.
+    """
+    height, width = image.shape[2:]
+    present = functional.interpolate(_fine_energy(image), (height, width), mode="bilinear")
+    deviation = (texture - present).clamp_min_(0).sqrt_()
+    # On the CPU, so that a seed gives the same noise on every device.
+    generator = torch.Generator().manual_seed(seed)
+    noise = torch.randn((1, 1, height + 2, width + 2), generator=generator)
+    for _ in range(2):  # without the highest frequency, which would stay as a checkerboard
+        noise = functional.avg_pool2d(noise, 2, 1)
+    noise = _finest_octave(noise)
+    noise /= noise.std()
+    return (image + deviation * noise.to(image)).clamp_(0, 1)
+
+
+def _fine_energy(image: Tensor) -> Tensor:
+    """The mean square of the finest octave of luminance in each field, (1, 1, h, w)."""
+    detail = _finest_octave(_luma(image))
+    height, width = (-(-side // _FIELD_PX) for side in image.shape[2:])
+    return functional.adaptive_avg_pool2d(detail.square_(), (height, width))
+
+
 def luminance(image: Tensor) -> Tensor:
     """The luminance as a gray image, (1, 3, H, W) -> (1, 3, H, W)."""
     return _luma(image).expand(-1, 3, -1, -1).contiguous()
@@ -213,11 +255,18 @@ def _split_octaves(image: Tensor) -> tuple[list[Tensor], Tensor]:
     """The detail of each octave, the finest first, and what is left: a Laplacian pyramid."""
     octaves: list[Tensor] = []
     while len(octaves) < _OCTAVES and min(image.shape[2:]) > 4:
-        size = [-(-side // 2) for side in image.shape[2:]]
-        smaller = _resize(image, size)
+        smaller = _halve(image)
         octaves.append(image - _resize(smaller, image.shape[2:]))
         image = smaller
     return octaves, image
+
+
+def _finest_octave(image: Tensor) -> Tensor:
+    return image - _resize(_halve(image), image.shape[2:])
+
+
+def _halve(image: Tensor) -> Tensor:
+    return _resize(image, [-(-side // 2) for side in image.shape[2:]])
 
 
 def _resize(image: Tensor, size: Sequence[int]) -> Tensor:

@@ -307,6 +307,7 @@ class _Run:
                 image = self._inputs.initial_image(target.photo, self._spec)
             elif not self._done:
                 enlarged = self._enlarge(self._without_margin(image), target.photo)
+                enlarged = self._inputs.add_grain(enlarged, target.textures, self._spec)
                 image = target.objective.margin.mirror(enlarged)
         assert image is not None, "a checkpoint has an image"
         evaluate = partial(self._evaluate, target, planned.scale)

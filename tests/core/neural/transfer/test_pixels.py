@@ -48,6 +48,32 @@ def test_an_enlarged_image_stays_inside_0_and_1() -> None:
     assert float(larger.max()) <= 1
 
 
+def test_grain_gives_a_smooth_part_the_texture_of_the_painting_and_leaves_the_rest() -> None:
+    texture = pixels.fine_texture(0.5 + 0.1 * (_noise(128, 128) - 0.5))
+    image = torch.full((1, 3, 128, 256), 0.5)
+    image[..., 128:] += 0.4 * (_noise(128, 128, 1) - 0.5)
+    grainy = pixels.add_grain(image, torch.full((1, 1, 128, 256), texture), 3)
+    grain = grainy[..., :96] - 0.5
+
+    assert 0.5 * texture < pixels.fine_texture(grainy[..., :96]) < 1.1 * texture
+    assert torch.equal(grain[:, 0], grain[:, 2])
+    assert torch.equal(grainy[..., 160:], image[..., 160:])
+    power = torch.fft.rfft(grain[0, 0]).abs().square().mean(0)
+    assert power[-4:].mean() < 0.05 * power.max()
+    assert torch.equal(pixels.add_grain(image, torch.zeros(1, 1, 128, 256), 3), image)
+
+
+def test_a_painting_has_the_texture_of_its_smooth_parts() -> None:
+    """A tenth of it may be smoother. Grain in the paper around an ink drawing would be dirt."""
+    painting = torch.full((1, 3, 160, 160), 0.5)
+    painting[..., :96, :] += 0.4 * (_noise(96, 160) - 0.5)
+    mostly_smooth = pixels.fine_texture(painting)
+    painting[..., :152, :] += 0.1 * (_noise(152, 160, 1) - 0.5)
+
+    assert mostly_smooth < 1e-9
+    assert pixels.fine_texture(painting) > 1e-5
+
+
 def test_luminance_is_gray_and_leaves_a_gray_image_unchanged() -> None:
     gray = _noise(6, 6)[:, :1].expand(-1, 3, -1, -1)
     light = pixels.luminance(_noise(6, 6))

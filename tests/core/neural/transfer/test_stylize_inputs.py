@@ -15,7 +15,7 @@ from core.images.frame import find_painting
 from core.neural.transfer import pixels
 from core.neural.transfer.inputs import StyleInputs, style_size
 from core.neural.transfer.margin import Margin
-from core.neural.transfer.stylize import stylize
+from core.neural.transfer.stylize import Control, stylize
 from core.neural.vgg import Network
 from core.style.spec import StyleSpec, parse_spec
 
@@ -121,6 +121,53 @@ def test_the_first_image_has_each_paintings_colors_in_its_mask(photo: Image.Imag
     assert last[2] > 3 * last[0]
     itself = pixels.to_image(photo, (64, 48))[0, :, :, 24:40].mean((1, 2))
     assert torch.allclose(middle, itself, atol=0.01)
+
+
+@pytest.mark.parametrize(
+    ("parameters", "share"),
+    [
+        ({}, 1.0),
+        ({"style_weight": 0.5}, 0.5),
+        ({"style_weight": 0}, 0.0),
+        ({"objective": "gatys"}, 0.0),
+        ({"init": "noise"}, 0.0),
+        ({"style_layers": "relu4_1"}, 0.0),
+    ],
+    ids=str,
+)
+def test_a_finer_scale_begins_with_grain_where_the_run_begins_with_the_paintings_colors(
+    photo: Image.Image, parameters: dict[str, Any], share: float
+) -> None:
+    plain = torch.full((1, 3, 64, 64), 0.5)
+    inputs = StyleInputs(
+        photo, [photo, photo], [_half((64, 64), left=is_left) for is_left in (1, 0)]
+    )
+    spec = inputs.fit_spec(parse_spec({"size": 64, **parameters}))
+    image = inputs.add_grain(plain, [0.01, 0], spec)
+
+    assert float(image[..., :32].std()) == pytest.approx(0.1 * share, rel=0.1)
+    assert float((image[..., 33:] - 0.5).abs().max()) == 0
+
+
+def test_a_run_begins_its_finer_scale_with_grain(
+    photo: Image.Image, painting: Image.Image, tiny_vgg16: Network, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """And it neither shows nor returns it before it is painted."""
+    seen: list[float] = []
+
+    def add_grain(image: Tensor, texture: Tensor, seed: int) -> Tensor:
+        seen.append(float(texture.mean()))
+        return image.zero_()
+
+    monkeypatch.setattr(pixels, "add_grain", add_grain)
+    spec = parse_spec({"size": 96, "iterations": 2, "scales": 2})
+    inputs = StyleInputs(photo, [painting])
+    picture = stylize(inputs, spec, tiny_vgg16, lambda event: Control(stop=True)).picture
+    assert (seen, ImageStat.Stat(picture).mean[0] > 60) == ([], True)
+    stylize(inputs, spec, tiny_vgg16)
+
+    wanted = pixels.fine_texture(pixels.to_image(painting, style_size(*painting.size, spec, 96)))
+    assert seen == [pytest.approx(wanted)]
 
 
 def test_a_large_first_image_changes_its_colors_and_keeps_its_finest_detail(
