@@ -248,6 +248,8 @@ class Attempt:
                 resume=resume,
                 on_start=self._show_start,
             )
+        if not (resume or result.stopped or result.spec_updates):
+            self._statistics.record_run(result.plan.seconds, result.seconds)
         self._run_began_at = math.inf  # a finished run is kept, however long its file takes
         self._watchdog.begin_phase("host")
         return result, load_seconds

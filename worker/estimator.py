@@ -1,7 +1,8 @@
 """Answers estimate requests in a thread beside the run: what a job would take on this worker.
 
-The plan is the one that a run would have here. While a job runs, its memory counts as free: the
-next job starts when it has ended. Knows no HTTP, loads no network, claims no job.
+The plan is the one that a run would have here; its seconds are corrected by those of recent runs.
+While a job runs, its memory counts as free: the next job starts when it has ended. Knows no HTTP,
+loads no network, claims no job.
 """
 
 import logging
@@ -28,6 +29,10 @@ class NetworkHolder(Protocol):
     @property
     def is_running(self) -> bool:
         """Whether a job runs now."""
+
+    @property
+    def pace(self) -> float:
+        """How many times the planned seconds a run takes here."""
 
     def get_loaded_network(self, model: ModelName) -> tuple[Network, Planner]:
         """A network that is loaded already, preferably this one, and the planner of its runs."""
@@ -105,7 +110,7 @@ class EstimateService:
                 width=planned.scale.width,
                 height=planned.scale.height,
                 iterations=planned.scale.iterations,
-                seconds=round(planned.seconds, 3),
+                seconds=round(planned.seconds * self._runner.pace, 3),
                 memory_bytes=planned.memory_bytes,
                 tile_px=planned.route.tile_px,
             )

@@ -91,6 +91,11 @@ class JobRunner:
         return self._run_lock.locked()
 
     @property
+    def pace(self) -> float:
+        """How many times the planned seconds a run takes here."""
+        return self._statistics.pace
+
+    @property
     def is_device_broken(self) -> bool:
         """Whether the device has failed with so many jobs that it must not run another one."""
         return self._is_device_broken

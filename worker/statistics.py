@@ -5,13 +5,20 @@ The run counts its steps here, the thread of the heartbeats takes the counts. Kn
 
 import logging
 import os
+import statistics
 import threading
 import time
+from collections import deque
 
 from core.jobs.models import WorkCounts, WorkerUse
 from core.neural import device as devices
 from core.neural.transfer.stylize import RunProgress
 from core.neural.vgg import Network
+
+# A run of less than so many planned seconds says little: starting it takes as long.
+MIN_PLANNED_SECONDS = 1.0
+RECENT_RUNS = 5
+PACES = 0.5, 8.0  # beyond these, something else is wrong than the speed
 
 log = logging.getLogger(__name__)
 
@@ -24,6 +31,7 @@ class RunStatistics:
         self._pending = WorkCounts()
         self._counted = WorkCounts()  # of the current run
         self._iterations_per_second = 0.0
+        self._paces: deque[float] = deque(maxlen=RECENT_RUNS)
         self._cpu_seconds, self._measured_at = time.process_time(), time.monotonic()
 
     def begin_run(self) -> None:
@@ -54,6 +62,22 @@ class RunStatistics:
         """No job runs now."""
         with self._lock:
             self._iterations_per_second = 0.0
+
+    def record_run(self, planned_seconds: float, seconds: float) -> None:
+        """A run has ended as planned, after so many seconds."""
+        if planned_seconds >= MIN_PLANNED_SECONDS:
+            with self._lock:
+                self._paces.append(seconds / planned_seconds)
+
+    @property
+    def pace(self) -> float:
+        """How many times the planned seconds a run takes: the median of the recent ones, or 1.
+
+        The throughput is measured once. Other programs may use the device since then.
+        """
+        with self._lock:
+            pace = statistics.median(self._paces or [1.0])
+        return min(max(pace, PACES[0]), PACES[1])
 
     def take(self) -> WorkCounts:
         """Return the counts, and start again at 0."""

@@ -18,7 +18,7 @@ class FakeRunner:
     """A runner with one network, and with free memory that a test sets."""
 
     def __init__(self, network: Network) -> None:
-        self.network, self.is_running = network, False
+        self.network, self.is_running, self.pace = network, False, 1.0
         self.planner = Planner(network, Throughput(0.01, 1e-6, 0.5), 4_000_000_000)
 
     def get_loaded_network(self, model: str) -> tuple[Network, Planner]:
@@ -42,6 +42,17 @@ def _request(**parameters: Any) -> EstimateRequest:
     return EstimateRequest(
         content=(1200, 900), styles=[(640, 480)], masks=0, spec=spec.model_dump()
     )
+
+
+def test_the_seconds_follow_those_of_recent_runs(
+    estimator: EstimateService, runner: FakeRunner
+) -> None:
+    planned = estimator.estimate(_request(size=400)).scales
+    runner.pace = 2.5
+    slower = estimator.estimate(_request(size=400)).scales
+
+    wanted = [pytest.approx(2.5 * scale.seconds, abs=0.01) for scale in planned]
+    assert [scale.seconds for scale in slower] == wanted
 
 
 def test_the_estimate_is_the_plan(estimator: EstimateService, runner: FakeRunner) -> None:

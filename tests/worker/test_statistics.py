@@ -121,3 +121,19 @@ def test_a_cards_memory_and_use_come_from_its_driver(monkeypatch: pytest.MonkeyP
 
     assert measured == ((7, 10), 0.4)
     assert device.measure_utilization(card) is None
+
+
+def test_the_pace_is_the_median_of_recent_runs_that_say_something() -> None:
+    statistics = RunStatistics()
+    assert statistics.pace == 1
+    statistics.record_run(0.2, 2.0)  # mostly its start
+    assert statistics.pace == 1
+    for seconds in (20.0, 30.0, 400.0):
+        statistics.record_run(10.0, seconds)
+    assert statistics.pace == 3
+    for _ in range(5):
+        statistics.record_run(10.0, 12.0)
+    assert statistics.pace == pytest.approx(1.2)
+    for _ in range(5):
+        statistics.record_run(10.0, 1000.0)
+    assert statistics.pace == 8

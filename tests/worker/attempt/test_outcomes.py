@@ -216,6 +216,31 @@ def test_the_first_previews_come_sooner_than_the_setting_says(
     thread.join()
 
 
+def test_later_estimates_follow_a_run_that_took_longer_than_planned(
+    make_runner: Any,
+    store: JobStore,
+    submit: Any,
+    until: Callable[..., None],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """But not one that its user has stopped."""
+    monkeypatch.setattr("worker.statistics.MIN_PLANNED_SECONDS", 0.0)
+    monkeypatch.setattr("worker.statistics.PACES", (0.0, 1e9))
+    runner, job = make_runner(), submit(iterations=20)
+    runner.run_next()
+    metrics = store.get(job.id).metrics
+    pace = metrics["run_seconds"] / metrics["planned_seconds"]
+    assert runner.pace == pytest.approx(pace)
+
+    stopped = submit(iterations=5000)
+    thread = threading.Thread(target=runner.run_next)
+    thread.start()
+    until(lambda: store.get(stopped.id).progress, "progress")
+    store.cancel(stopped.id)
+    thread.join()
+    assert runner.pace == pytest.approx(pace)
+
+
 def test_a_diverged_run_leaves_its_last_good_picture_as_the_preview(
     runner: JobRunner,
     store: JobStore,
