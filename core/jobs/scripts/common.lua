@@ -14,6 +14,7 @@
 --   lane:<pool>/<px>           zset    the places of one pool and size class; see lanes.lua
 --   lanes                      hash    lane -> how many places it has; 'all' -> all lanes; 'in_pools'
 --   lanes_cursor               string  the last place of the queue that was entered into its lane
+--   lanes_checked              string  when claims have last looked at the whole queue for others
 --   rounds                     hash    class -> the latest round that a job without a pool was claimed
 --                                      from; class:<pool> and class:<lane>
 --   round_begins               hash    the same fields -> a round, and the number at which it began

@@ -1,3 +1,4 @@
+local CHECK_MS = 1000 -- between two times that claims look for places without a lane
 local MAX_PASSED = 200 -- places of one owner that a submission passes over
 
 local function round_of(place)
@@ -219,9 +220,11 @@ local function next_place(p, pools, size)
 end
 
 -- A process of an earlier version queues jobs without a lane. Then the counts differ, and each claim
--- enters the next MAX_ENTERED places of the queue into their lanes.
+-- enters the next MAX_ENTERED places of the queue into their lanes, until all have been looked at. They
+-- may differ for long: by a place in a lane of a later version, of a job that is not queued any more.
 local function enter_queued(p)
-  if tonumber(redis.call('HGET', p .. 'lanes', 'all') or 0) == redis.call('ZCARD', p .. 'queue') then
+  if tonumber(redis.call('HGET', p .. 'lanes', 'all') or 0) == redis.call('ZCARD', p .. 'queue')
+    or math.abs(now_ms() - tonumber(redis.call('GET', p .. 'lanes_checked') or 0)) < CHECK_MS then
     return
   end
   local after = redis.call('GET', p .. 'lanes_cursor')
@@ -237,6 +240,7 @@ local function enter_queued(p)
     redis.call('SET', p .. 'lanes_cursor', places[MAX_ENTERED])
   else
     redis.call('DEL', p .. 'lanes_cursor')
+    redis.call('SET', p .. 'lanes_checked', now_ms())
   end
 end
 

@@ -481,6 +481,26 @@ def test_a_long_queue_of_an_earlier_version_is_entered_in_steps(
     assert server.exists(f"{PREFIX}lanes", f"{PREFIX}lane:/512", f"{PREFIX}lanes_cursor") == 0
 
 
+def test_a_place_that_stays_in_a_lane_of_a_later_version_makes_no_claim_search_the_queue(
+    submit: Submit, claim: Any, server: Any, driver: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A job of that version was canceled by this one. Claims look again after a second."""
+    jobs = [submit(owner="one") for _ in range(60)]
+    server.zadd(f"{PREFIX}lane:later./512", {"3000": 0})
+    for name in ("later./512", "all"):
+        server.hincrby(f"{PREFIX}lanes", name, 1)
+    order, reads = [], []
+    for _ in jobs[:4]:
+        before = server.info("commandstats")["cmdstat_hmget"]["calls"]
+        order.append(claim(describe_worker()))
+        reads.append(server.info("commandstats")["cmdstat_hmget"]["calls"] - before)
+    driver.patch_library(monkeypatch, "local CHECK_MS = 1000", "local CHECK_MS = 0")
+    _forget_lanes(server, *jobs[4:6])
+
+    assert [*order, claim(describe_worker())] == [job.id for job in jobs[:5]]
+    assert reads[0] > 60 > 4 * max(reads[1:])
+
+
 def test_a_place_that_an_earlier_version_has_claimed_is_dropped(
     store: JobStore, submit: Submit, claim: Any, server: Any
 ) -> None:
