@@ -3,6 +3,7 @@
 import errno
 import fcntl
 import os
+import shutil
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -29,13 +30,16 @@ def translate_disk_errors(path: Path) -> Iterator[None]:
 def atomic_write(file: Path, write: Callable[[Path], object]) -> None:
     """Replace a file by what `write` writes to a temporary path, or leave it as it was.
 
-    When this returns, the new content is on disk. Raises StorageFull; OSError for other reasons.
+    The file keeps its permissions. When this returns, the new content is on disk. Raises
+    StorageFull; OSError for other reasons.
     """
     temporary = file.with_name(f"{file.name}.part")
     try:
         with translate_disk_errors(file):
             write(temporary)
             fsync(temporary)
+            with suppress(OSError):  # there is no such file, or permissions are not supported
+                shutil.copymode(file, temporary)
             temporary.replace(file)
             fsync(file.parent)
     except OSError as error:

@@ -1,6 +1,7 @@
 """Atomic writes and exclusive locks."""
 
 import errno
+import stat
 from pathlib import Path
 
 import pytest
@@ -25,6 +26,14 @@ def test_a_file_is_replaced_entirely_or_not_changed(tmp_path: Path) -> None:
 
     atomic_write(file, lambda temporary: temporary.write_bytes(b"second"))
     assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == {"file": b"second"}
+
+
+def test_a_replaced_file_keeps_its_permissions(tmp_path: Path) -> None:
+    file = tmp_path / "file"
+    file.touch()
+    file.chmod(0o604)
+    atomic_write(file, lambda temporary: temporary.write_bytes(b"new"))
+    assert stat.filemode(file.stat().st_mode) == "-rw----r--"
 
 
 def test_a_folder_is_locked_and_a_new_empty_one_is_removed(tmp_path: Path) -> None:
