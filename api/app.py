@@ -153,9 +153,7 @@ def create_app(shared: Settings | None = None, own: ApiSettings | None = None) -
     app.state.keys = keys
     app.state.webhooks = shared.webhooks
     app.state.job_limits = shared.job_limits
-    app.state.form = StaticFile.of(
-        "form.json", form.encode_form(form.describe_form(own, shared.job_limits))
-    )
+    app.state.form = StaticFile.of("form.json", form.encode_form(form.describe_form(own, shared)))
     app.state.notify = partial(notify_workers, celery)
     problems.install(app)
     authenticate = partial(

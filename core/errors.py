@@ -56,6 +56,7 @@ Each class carries a stable `code`, which clients may rely on. The docstring of 
 default message and says what to do.
 """
 
+from copy import copy
 from typing import TYPE_CHECKING, Self
 
 if TYPE_CHECKING:
@@ -68,13 +69,19 @@ class ImpastoError(Exception):
     # The class's code. A client overwrites it on an instance if the service sends a code that this
     # version does not know.
     code: str = "internal"
+    # A stable name for one of several causes with the same code, and the parameter or option to
+    # correct; None where the code says all.
+    reason: str | None = None
+    parameter: str | None = None
 
     def __init__(self, message: str | None = None) -> None:
         super().__init__(message or (type(self).__doc__ or "").strip())
 
     def about(self, part: str) -> Self:
         """Return the same error with a message that names the part of the request it is about."""
-        return type(self)(f"{part}: {self.message}")
+        error = copy(self)
+        error.args = (f"{part}: {self.message}",)
+        return error
 
     @property
     def message(self) -> str:
@@ -86,6 +93,16 @@ class BadInput(ImpastoError):
     """The request is invalid; correct it and send it again."""
 
     code = "bad_input"
+
+    def __init__(
+        self,
+        message: str | None = None,
+        *,
+        reason: str | None = None,
+        parameter: str | None = None,
+    ) -> None:
+        super().__init__(message)
+        self.reason, self.parameter = reason, parameter
 
 
 class BadRequest(BadInput):

@@ -571,6 +571,9 @@ def _to_error(response: httpx2.Response) -> errors.ImpastoError:
     kind = _KINDS.get(code) or _kind_by_status(status)
     error = kind(message)
     error.code = code
+    for name in ("reason", "parameter"):
+        if isinstance(value := response.json().get(name), str):
+            setattr(error, name, value)
     if isinstance(error, errors.RetryLater):
         error.retry_seconds = _retry_after(response)
     return error

@@ -61,11 +61,13 @@ class QueuePosition:
     """The position of a queued job, 0 is next, and the estimated seconds until it starts.
 
     waits_for: "pool" or "memory" if there is no live worker for the job; else None.
+    has_worker: whether a live worker may take it; None: the service does not say.
     """
 
     position: int
     start_seconds: float | None = None
     waits_for: str | None = None
+    has_worker: bool | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -128,10 +130,11 @@ class ModelUsed:
 
 @dataclass(frozen=True, kw_only=True)
 class JobError:
-    """Why a job failed: a stable code and a sentence."""
+    """Why a job failed: a stable code and a sentence; a reason, where the code has several."""
 
     code: str
     message: str
+    reason: str | None = None
 
 
 @dataclass(frozen=True, kw_only=True)

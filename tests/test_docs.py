@@ -159,3 +159,15 @@ def test_every_block_of_code_begins_and_ends_on_lines_of_its_own(page: Path) -> 
         assert not (is_open and fence[1]), f"the block before is not closed: {line}"
         is_open = not is_open
     assert not is_open, "the last block is not closed"
+
+
+def test_the_api_page_names_every_reason_of_an_error() -> None:
+    sources = "".join(
+        path.read_text(encoding="utf-8")
+        for part in ("core", "api")
+        for path in (ROOT / part).rglob("*.py")
+    )
+    reasons = {*re.findall(r'\breason="(\w+)"', sources)}
+
+    assert len(reasons) > 10
+    assert {name for name in reasons if f"`{name}`" not in _read("docs/api.md")} == set()

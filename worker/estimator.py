@@ -104,7 +104,7 @@ class EstimateService:
                 free_bytes=free_bytes,
             )
         except errors.ImpastoError as error:
-            refused = JobError(code=error.code, message=error.message)
+            refused = JobError.of(error)
         scales = [
             ScaleEstimate(
                 width=planned.scale.width,

@@ -48,7 +48,7 @@ STATUS: dict[type[errors.ImpastoError], int] = {
 
 
 class Problem(JSONResponse):
-    """An error response. Its body has the members type, title, status, code and detail."""
+    """An error response. Its body has type, title, status, code, detail, and further members."""
 
     media_type = "application/problem+json"
 
@@ -77,6 +77,10 @@ def problem(error: errors.ImpastoError, **members: Any) -> Problem:
     """Return the response for one of our own errors. members: further ones of the body."""
     status = next(STATUS[kind] for kind in type(error).__mro__ if kind in STATUS)
     retry_seconds = error.retry_seconds if isinstance(error, errors.RetryLater) else None
+    if error.reason:
+        members["reason"] = error.reason
+    if error.parameter:
+        members["parameter"] = error.parameter
     return Problem(status, error.code, error.message, retry_seconds, **members)
 
 

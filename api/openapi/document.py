@@ -282,7 +282,15 @@ def _problem_schema() -> Json:
         "code": {"type": "string", "enum": sorted(codes)},
         "detail": text,
     }
-    return {"type": "object", "required": list(properties), "properties": properties}
+    optional = {
+        "reason": {"type": "string", "description": "The cause, where a code has several."},
+        "parameter": {"type": "string", "description": "The parameter or option to correct."},
+    }
+    return {
+        "type": "object",
+        "required": list(properties),
+        "properties": properties | optional,
+    }
 
 
 def _walk_errors(kind: type[errors.ImpastoError]) -> Iterator[type[errors.ImpastoError]]:

@@ -102,7 +102,7 @@ WAITING: dict[str, Any] = {
     "version": 1,
     **dict.fromkeys(("started_at", "completed_at", "expires_at", "progress", "preview", "model")),
     "attempt": 0,
-    "queue": {"position": 3, "start_seconds": 64.0, "waits_for": None},
+    "queue": {"position": 3, "start_seconds": 64.0, "waits_for": None, "has_worker": True},
     "outputs": [],
     "metrics": {},
     "links": {"self": _SELF, "events": f"{_SELF}/events", "cancel": f"{_SELF}/cancel"},
@@ -151,7 +151,7 @@ _WORKER_STATE = {
 }
 
 _DEFAULT_FORM = describe_form(
-    ApiSettings.model_construct(), Settings.model_construct().job_limits
+    ApiSettings.model_construct(), Settings.model_construct()
 ).model_dump()
 
 _KEY = {
@@ -220,7 +220,7 @@ RESPONSES: dict[str, Any] = {
         "refused": None,
         "device": "cpu",
         "network": "vgg19",
-        "queue": {"position": 3, "start_seconds": 64.0, "waits_for": None},
+        "queue": {"position": 3, "start_seconds": 64.0, "waits_for": None, "has_worker": True},
     },
     "SystemInfo": {
         "version": "0.1.0",

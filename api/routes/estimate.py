@@ -124,6 +124,6 @@ def _apply_limit(answer: EstimateResponse, limits: JobLimits) -> EstimateRespons
     try:
         limits.check_seconds(sum(scale.seconds for scale in answer.scales))
     except errors.BadSpec as error:
-        refused = JobError(code=error.code, message=error.message)
+        refused = JobError.of(error)
         return answer.model_copy(update={"scales": [], "refused": refused})
     return answer

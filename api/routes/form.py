@@ -15,8 +15,8 @@ from api.routes.presets import PresetResource, describe_presets
 from api.routes.system import get_limits
 from api.schemas.submission import limit_parameters, options_schema, parameters_schema
 from api.settings import ApiSettings
+from core.config import Settings
 from core.jobs.service_info import ServiceLimits
-from core.style.limits import JobLimits
 from core.style.presets import FIELD
 
 router = APIRouter(prefix="/v1/form", tags=["system"])
@@ -26,7 +26,8 @@ class Form(BaseModel):
     """Each parameter and each option by its name: a JSON schema with a title for people.
 
     `default_gatys` is the default with objective=gatys, `updatable` tells that a running job may
-    change it. The limits are those of GET /v1/system.
+    change it. `webhook` is missing where the service sends none. The limits are those of GET
+    /v1/system.
     """
 
     parameters: dict[str, dict[str, Any]]
@@ -35,13 +36,17 @@ class Form(BaseModel):
     limits: ServiceLimits
 
 
-def describe_form(config: ApiSettings, job_limits: JobLimits) -> Form:
+def describe_form(config: ApiSettings, shared: Settings) -> Form:
     """Return the form of a service with these settings."""
+    job_limits = shared.job_limits
     parameters = limit_parameters(parameters_schema()["properties"], job_limits)
     parameters.pop(FIELD)  # `presets` says more
+    options = options_schema()
+    if not shared.webhooks.enabled:
+        options.pop("webhook")
     return Form(
         parameters=parameters,
-        options=options_schema(),
+        options=options,
         presets=describe_presets(job_limits),
         limits=get_limits(config, job_limits),
     )

@@ -160,7 +160,7 @@ def _validate(model: type[Model], fields: dict[str, Any]) -> Model:
         sentence = str(first["ctx"]["error"])
         raise errors.BadRequest(f"{name}: {sentence}" if name else sentence)
     if name in OPTION_FIELDS:
-        raise errors.BadSpec(model.rules[name])
+        raise errors.BadSpec(model.rules[name], parameter=name)
     if name in model.rules and first["type"] != "extra_forbidden":
         raise errors.BadRequest(model.rules[name])
     raise errors.BadRequest(_describe_unknown(name, model.field_names()))

@@ -91,13 +91,21 @@ class SubmissionService:
         if order.index(options.priority) >= order.index(highest):
             return options.priority
         if "priority" in options.model_fields_set:
-            raise errors.BadSpec(f"priority: this API key may ask for {highest} at most.")
+            raise errors.BadSpec(
+                f"priority: this API key may ask for {highest} at most.",
+                reason="not_allowed_for_key",
+                parameter="priority",
+            )
         return highest  # the client did not ask for the default
 
     def _choose_pool(self, options: SubmissionOptions) -> str | None:
         pool = self.caller.pool
         if pool is not None and options.pool not in (None, pool):
-            raise errors.BadSpec(f"pool: the jobs of this API key run in the pool {pool}.")
+            raise errors.BadSpec(
+                f"pool: the jobs of this API key run in the pool {pool}.",
+                reason="not_allowed_for_key",
+                parameter="pool",
+            )
         return pool or options.pool
 
     def build_context(
@@ -142,10 +150,14 @@ class SubmissionService:
         if spec.model in DOWNLOADABLE_MODELS:
             raise errors.BadSpec(
                 f"model: no worker has {spec.model} yet; the operator can fetch it with "
-                f"`impasto weights fetch {spec.model}`."
+                f"`impasto weights fetch {spec.model}`.",
+                reason="network_unavailable",
+                parameter="model",
             )
         raise errors.BadSpec(
-            "model: no worker has a network of this name; GET /v1/models lists those there are."
+            "model: no worker has a network of this name; GET /v1/models lists those there are.",
+            reason="network_unavailable",
+            parameter="model",
         )
 
     def check_limits(

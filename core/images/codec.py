@@ -185,7 +185,7 @@ def _open(data: bytes, file_format: InputFormat) -> Image.Image:
 def check_mask(mask: Image.Image) -> None:
     """Raise BadImage if a mask is entirely black."""
     if not mask.convert("L").getextrema()[1]:
-        raise errors.BadImage(_BLACK_MASK)
+        raise errors.BadImage(_BLACK_MASK, reason="black_mask")
 
 
 def decode_square(data: bytes, side_px: int, resize: Resize) -> Image.Image:
@@ -264,13 +264,13 @@ def _check_samples(data: bytes) -> None:
     directory.load(file)
     bits = directory.get(TiffImagePlugin.BITSPERSAMPLE, (1,))
     if max(bits) > 16:
-        raise errors.BadImage(_DEEP)
+        raise errors.BadImage(_DEEP, reason="unsupported_samples")
     if not {*directory.get(TiffImagePlugin.SAMPLEFORMAT, ())} <= _UNSIGNED:
-        raise errors.BadImage(_NUMBERS)
+        raise errors.BadImage(_NUMBERS, reason="unsupported_samples")
     if max(bits) > 8 and directory.get(TiffImagePlugin.PLANAR_CONFIGURATION) == _SEPARATE:
-        raise errors.BadImage(_PLANES)
+        raise errors.BadImage(_PLANES, reason="unsupported_samples")
     if max(bits) > 8 and len(bits) == 2:
-        raise errors.BadImage(_GRAY_ALPHA)
+        raise errors.BadImage(_GRAY_ALPHA, reason="unsupported_samples")
 
 
 def _refuse_camera_raw(image: Image.Image) -> None:
@@ -287,7 +287,7 @@ def _split_alpha(image: Image.Image) -> Pixels:
     if isinstance(image, TiffImagePlugin.TiffImageFile) and image.mode.startswith("I;16"):
         return Pixels(_read_deep_gray(image), None, profile)
     if image.mode in ("I", "F"):
-        raise errors.BadImage(_DEEP)
+        raise errors.BadImage(_DEEP, reason="unsupported_samples")
     if image.mode in ("La", "RGBa"):  # premultiplied
         image = image.convert(image.mode.upper())
     if image.has_transparency_data:

@@ -346,7 +346,11 @@ class SandboxedDecoder:
             refusals = {kind.__name__: kind for kind in _REFUSALS}
             refusal = refusals.get(str(answer["refusal"]), errors.BadImage)
             message = str(answer["message"])
-            raise refusal(message) if _is_known(message) else refusal()
+            if not _is_known(message):
+                raise refusal()
+            reason = answer.get("reason")
+            known = isinstance(reason, str) and reason in validation.REASONS
+            raise refusal(message, reason=reason if known else None)
         width, height = map(int, answer["size"])
         if min(width, height) < 1 or width * height > _MAX_PIXELS:
             raise ValueError(answer)

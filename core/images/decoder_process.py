@@ -6,7 +6,7 @@ The protocol consists of frames of `multiprocessing.connection`, each a length a
     parent    a request, the file in several frames, and an empty frame
     process   {"size": [width, height], "mode": "RGB" or "RGBA", "warnings": [sentence]}, and, if
               requested, one frame of pixels (row by row);
-              or {"refusal": name of the error, "message": its message}
+              or {"refusal": name of the error, "message": its message, "reason": its reason}
 
 The keys of a request, all optional: `pixels` (send them), `background`, `any_size`, `keep_alpha`,
 `mask` and `inspected` (as in `codec.decode`), `refuse_black` (refuse a black mask), `max_width`
@@ -40,7 +40,11 @@ def serve(
             try:
                 picture = _decode(request, data)
             except errors.BadInput as error:
-                refusal = {"refusal": type(error).__name__, "message": error.message}
+                refusal = {
+                    "refusal": type(error).__name__,
+                    "message": error.message,
+                    "reason": error.reason,
+                }
                 _send_header(connection, refusal)
                 continue
             # A job reads a file that was inspected before.

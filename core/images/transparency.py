@@ -31,12 +31,12 @@ def flatten(picture: Image.Image, alpha: Image.Image, background: Background) ->
     if low == 255:
         return picture
     if high == 0:
-        raise errors.BadImage(_TRANSPARENT)
+        raise errors.BadImage(_TRANSPARENT, reason="transparent")
     flat = composite(picture, alpha, background)
     has_outline = low <= high // 2
     ranges = map(_range, flat.split())
     if has_outline and all(highest - lowest < _MIN_RANGE for lowest, highest in ranges):
-        raise errors.BadImage(_INVISIBLE)
+        raise errors.BadImage(_INVISIBLE, reason="transparent")
     return flat
 
 

@@ -23,6 +23,19 @@ MAX_SIDE_PX = 12_000
 MIN_SIDE_PX = 32
 MAX_ASPECT = 20
 
+# Why an undamaged file is refused as bad_image: the stable reason of the error.
+REASONS = frozenset(
+    {
+        "empty_file",
+        "too_small",
+        "too_long",
+        "too_much_metadata",
+        "unsupported_samples",
+        "transparent",
+        "black_mask",
+    }
+)
+
 _TOO_MANY_BYTES = f"A picture may have at most {MAX_BYTES // 10**6} MB."
 _TOO_MUCH_METADATA = "The picture carries too much text; save it again without its metadata."
 # With the size of the picture: 20 × 30 px.
@@ -61,7 +74,7 @@ def detect_format(data: bytes) -> InputFormat:
     The first HEAD_BYTES suffice. Raises UnsupportedImage, and BadImage for an empty file.
     """
     if not data:
-        raise errors.BadImage(_EMPTY)
+        raise errors.BadImage(_EMPTY, reason="empty_file")
     if (file_format := _find_format(data)) is not None:
         return file_format
     raise errors.UnsupportedImage(_find_refusal(data[:HEAD_BYTES]))
@@ -120,7 +133,7 @@ def check_structure(data: bytes, file_format: InputFormat) -> None:
     A PNG's pixel data is not checked here: see `png.is_complete`.
     """
     if file_format == "png" and not png.has_bounded_metadata(data):
-        raise errors.BadImage(_TOO_MUCH_METADATA)
+        raise errors.BadImage(_TOO_MUCH_METADATA, reason="too_much_metadata")
     is_complete = _IS_COMPLETE.get(file_format)
     if is_complete is not None and not is_complete(data):
         raise errors.BadImage()
@@ -142,9 +155,9 @@ def check_dimensions(size: tuple[int, int], file_format: InputFormat) -> None:
     if long > MAX_SIDE_PX or short * long > _max_pixels(file_format):
         raise errors.ImageTooLarge(describe_pixel_limit(file_format))
     if short < MIN_SIDE_PX:
-        raise errors.BadImage(_TOO_SMALL.format(f"{size[0]} × {size[1]}"))
+        raise errors.BadImage(_TOO_SMALL.format(f"{size[0]} × {size[1]}"), reason="too_small")
     if long > MAX_ASPECT * short:
-        raise errors.BadImage(_TOO_LONG.format(f"{size[0]} × {size[1]}"))
+        raise errors.BadImage(_TOO_LONG.format(f"{size[0]} × {size[1]}"), reason="too_long")
 
 
 def describe_pixel_limit(file_format: InputFormat) -> str:

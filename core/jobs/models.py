@@ -294,24 +294,32 @@ class ModelUsed(_Record):
 
 
 class JobError(_Record):
-    """Why a job failed: a stable code and a sentence."""
+    """Why a job failed: a stable code and a sentence; a reason, where the code has several."""
 
     code: str
     message: str
+    reason: str | None = None
+
+    @classmethod
+    def of(cls, error: errors.ImpastoError) -> Self:
+        """Return the record of an error."""
+        return cls(code=error.code, message=error.message, reason=error.reason)
 
 
 class QueuePosition(_Record):
     """A queued job's position (0 is next) and the estimated seconds until it starts.
 
     start_seconds: from the recent average run time, the workers that may take the job, and the jobs
-    of its pool before it; None while there is no such worker.
+    of its pool before it; None while there is no such worker, and before the first job has ended.
     waits_for: what it lacks beside its turn: a live worker in its `pool`, or one with enough
     `memory` (one was there within the hour); else None.
+    has_worker: whether a live worker may take the job.
     """
 
     position: int
     start_seconds: float | None = None
     waits_for: Literal["pool", "memory"] | None = None
+    has_worker: bool = False
 
 
 class WorkerInfo(_Record):

@@ -127,11 +127,12 @@ def parse_rank(rank: str) -> QueuePosition | None:
     """Parse the rank that the Lua function `read_changed` returns; None: not queued."""
     if rank == "-1":
         return None
-    position, start_seconds, missing = rank.split(" ")
+    position, start_seconds, missing, has_worker = rank.split(" ")
     return QueuePosition(
         position=int(position),
         start_seconds=float(start_seconds) if start_seconds else None,
         waits_for=missing or None,
+        has_worker=has_worker == "1",
     )
 
 

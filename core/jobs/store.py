@@ -1013,4 +1013,4 @@ def _to_ms(time: tuple[int, int]) -> int:
 
 
 def _error_json(error: errors.ImpastoError) -> str:
-    return JobError(code=error.code, message=error.message).model_dump_json()
+    return JobError.of(error).model_dump_json()

@@ -78,13 +78,15 @@ class JobLimits:
         if spec.size > self.size_px:
             raise errors.BadSpec(
                 f"size must be at most {self.size_px}, the limit of this service "
-                "(IMPASTO_MAX_SIZE_PX)."
+                "(IMPASTO_MAX_SIZE_PX).",
+                parameter="size",
             )
         most = _most_iterations(spec, width, height)
         if most > self.iterations:
             raise errors.BadSpec(
                 f"The job takes {most} iterations at one scale, and this service allows "
-                f"{self.iterations} (IMPASTO_MAX_ITERATIONS): set iterations."
+                f"{self.iterations} (IMPASTO_MAX_ITERATIONS): set iterations.",
+                parameter="iterations",
             )
 
     def may_exceed_seconds(self, scales: Sequence[Scale]) -> bool:
@@ -98,7 +100,8 @@ class JobLimits:
             raise errors.BadSpec(
                 f"The job would take about {describe_seconds(seconds)}, and this service allows "
                 f"{self.seconds:g} s (IMPASTO_MAX_JOB_SECONDS): use a smaller size, or fewer "
-                "iterations."
+                "iterations.",
+                reason="job_too_long",
             )
 
     def is_over(self, seconds: float) -> bool:

@@ -87,5 +87,5 @@ def expand_preset(parameters: Mapping[str, Any]) -> dict[str, Any]:
         return rest
     preset = PRESETS.get(parameters[FIELD]) if isinstance(parameters[FIELD], str) else None
     if preset is None:
-        raise errors.BadSpec(f"{FIELD} must be one of {', '.join(PRESETS)}.")
+        raise errors.BadSpec(f"{FIELD} must be one of {', '.join(PRESETS)}.", parameter=FIELD)
     return {**preset.parameters, **rest}

@@ -341,14 +341,16 @@ class StyleSpec(BaseModel):
         for name in parameters:
             if name not in UPDATABLE and (name in PARAMETERS or name == "preset"):
                 raise errors.BadSpec(
-                    f"{name} cannot be changed any more; {', '.join(UPDATABLE)} can."
+                    f"{name} cannot be changed any more; {', '.join(UPDATABLE)} can.",
+                    parameter=name,
                 )
         spec = parse_spec({**self.model_dump(), **parameters})
         for name in ("content_weight", "style_weight"):
             if bool(getattr(spec, name)) != bool(getattr(self, name)):
                 raise errors.BadSpec(
                     f"{name} cannot become 0, or be raised from 0, any more; "
-                    "use a small weight instead."
+                    "use a small weight instead.",
+                    parameter=name,
                 )
         return spec._with_shares(len(self.style_weights)) if "style_weights" in parameters else spec
 
@@ -405,7 +407,11 @@ def result_size(width: int, height: int, size: int, *, seamless: bool = False) -
     long, short = max(width, height), min(width, height)
     if size * short < MIN_RESULT_SIDE_PX * long:
         minimum = -(-MIN_RESULT_SIDE_PX * long // short)  # rounded up
-        raise errors.BadSpec(f"size must be at least {minimum} for a picture of this shape.")
+        raise errors.BadSpec(
+            f"size must be at least {minimum} for a picture of this shape.",
+            reason="result_too_small",
+            parameter="size",
+        )
     grid = GRID_PX if seamless else 1
     across, down = (round(side * size / long / grid) * grid for side in (width, height))
     return across, down
@@ -428,7 +434,7 @@ def parse_spec(parameters: dict[str, Any]) -> StyleSpec:
     for name, value in parameters.items():
         # pydantic would accept true as 1.
         if isinstance(value, bool) and name in PARAMETERS and name != "seamless":
-            raise errors.BadSpec(f"{name} must be {describe_range(name)}.")
+            raise errors.BadSpec(f"{name} must be {describe_range(name)}.", parameter=name)
     try:
         return StyleSpec.model_validate(parameters)
     except ValidationError as error:
@@ -442,7 +448,7 @@ def parse_spec(parameters: dict[str, Any]) -> StyleSpec:
         raise errors.BadSpec(
             f"There is no such parameter; the parameters are {', '.join(PARAMETERS)}."
         )
-    raise errors.BadSpec(f"{name} must be {describe_range(name)}.")
+    raise errors.BadSpec(f"{name} must be {describe_range(name)}.", parameter=name)
 
 
 def apply_changes(spec: Mapping[str, Any], change: Mapping[str, Any]) -> dict[str, Any]:

@@ -89,7 +89,8 @@ class WebhookPolicy:
         """Parse and check a URL by its text alone. Raises BadWebhook."""
         if not self.enabled:
             raise errors.BadWebhook(
-                "This service sends no webhooks: IMPASTO_WEBHOOK_SECRET is not set."
+                "This service sends no webhooks: IMPASTO_WEBHOOK_SECRET is not set.",
+                reason="webhooks_disabled",
             )
         match = _URL.fullmatch(url) if len(url) <= MAX_URL else None
         if match is None:

@@ -371,6 +371,18 @@ def test_a_refusal_raises_the_services_error_without_a_retry(
     assert message in refused.value.message
 
 
+def test_an_error_has_the_reason_and_the_parameter_that_the_service_names(
+    client: Client, pictures: Pictures
+) -> None:
+    with pytest.raises(errors.BadImage) as empty:
+        client.upload(b"")
+    with pytest.raises(errors.BadSpec) as layers:
+        client.submit(*pictures, content_layers="foo")
+
+    assert (empty.value.reason, empty.value.parameter) == ("empty_file", None)
+    assert (layers.value.reason, layers.value.parameter) == (None, "content_layers")
+
+
 def test_the_key_comes_from_the_argument_or_the_environment(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -98,14 +98,15 @@ local function claimable_size(p, pool, size)
 end
 
 -- Returns what a queued job waits for beside its turn: 'pool', a worker of its pool; 'memory', a
--- worker with more memory; or nil.
+-- worker with more memory; or nil. And whether a live worker may take it.
 local function missing_worker(p, lane)
   local pool, px = split_lane(lane)
   local live = largest_size(p, pool, WORKER_MS)
   if live and px > live then
-    return claimable_size(p, pool, live) < px and 'memory' or nil
+    local is_small = claimable_size(p, pool, live) < px
+    return is_small and 'memory' or nil, not is_small
   end
-  return not live and pool ~= '' and 'pool' or nil
+  return not live and pool ~= '' and 'pool' or nil, live ~= nil
 end
 
 -- Returns the first place of a class (or of all, without bounds) in these lanes, or nil.

@@ -84,7 +84,7 @@ local function delay_of(groups, ahead, lane, average)
 end
 
 -- Returns a function that estimates the seconds until a job starts, for several jobs of one call, as
--- text; '' if unknown. place: nil for a job that would be the last; rank: the number of jobs before
+-- text; '' if no worker may take it, and before the first job has ended. place: nil for a job that would be the last; rank: the number of jobs before
 -- it that are in its pool.
 local function start_estimator(p)
   local average, runs, by_pool = nil, nil, {}
@@ -129,16 +129,17 @@ local function describe_rank(p, rank, lane, place, estimate_start)
     return '-1'
   end
   lane = lane or lane_name('', 0) -- it is a job of another version
-  local missing = missing_worker(p, lane)
-  return table.concat({ rank, missing and '' or estimate_start(lane, place, rank), missing or '' }, ' ')
+  local missing, has_worker = missing_worker(p, lane)
+  local start = missing and '' or estimate_start(lane, place, rank)
+  return table.concat({ rank, start, missing or '', has_worker and 1 or 0 }, ' ')
 end
 
 -- owner: '' or the only one whose jobs the caller may see. The jobs of others are not even read, so
 -- that the time does not tell that they exist. The other arguments are pairs of an id and a known
 -- version or ''. Returns for each job a list: empty if there is no such job, otherwise its rank in
 -- the queue (-1: not queued), after all its fields and 'rank' if its version is not the known one. The
--- rank is text: the number (0 is next), the seconds until the start or '', and what the job waits for
--- beside its turn or ''.
+-- rank is text: the number (0 is next), the seconds until the start or '', what the job waits for
+-- beside its turn or '', and 1 if a live worker may take it, else 0.
 reader('read_changed', function(p, owner, ...)
   local args, rows, estimate_start = { ... }, {}, start_estimator(p)
   for i = 1, #args, 2 do

@@ -71,7 +71,12 @@ def test_sizes_are_sufficient_for_an_estimate(
         "vgg16",
         [step.model_dump() for step in SCALES],
     )
-    assert body["queue"] == {"position": 1, "start_seconds": None, "waits_for": None}
+    assert body["queue"] == {
+        "position": 1,
+        "start_seconds": None,
+        "waits_for": None,
+        "has_worker": True,
+    }
     assert (asked.content, asked.styles, asked.masks, asked.spec["size"]) == (
         (1200, 900),
         [(640, 480)],
@@ -128,7 +133,7 @@ def test_a_job_that_would_fail_has_a_reason(request_estimate: RequestEstimate) -
     )
     body = request_estimate(BODY, refused)[0].json()
     assert (body["seconds"], body["memory_bytes"], body["scales"]) == (None, None, [])
-    assert body["refused"] == {"code": "out_of_memory", "message": "Smaller."}
+    assert body["refused"] == {"code": "out_of_memory", "message": "Smaller.", "reason": None}
 
 
 def test_without_a_worker_there_is_no_estimate(

@@ -32,7 +32,7 @@ def test_the_form_agrees_with_the_openapi_document(client: TestClient) -> None:
     presets = parameters.pop("preset")["enum"]
 
     assert form["parameters"] == parameters
-    options = {name: fields[name] for name in SubmissionOptions.model_fields}
+    options = {name: fields[name] for name in SubmissionOptions.model_fields if name != "webhook"}
     assert _without_titles(form["options"]) == options
     assert [preset["name"] for preset in form["presets"]] == presets
     assert form["presets"] == client.get("/v1/presets").json()["presets"]
@@ -64,6 +64,17 @@ def test_the_form_is_small_and_sent_once(client: TestClient) -> None:
     assert len(sent) < 4_500
     assert answer.headers["cache-control"] == "private, no-cache"
     assert (again.status_code, again.content) == (304, b"")
+
+
+def test_the_form_has_a_webhook_only_where_the_service_sends_one(
+    app: FastAPI, connect: Callable[[FastAPI], TestClient], valkey: Any, tmp_path: Path
+) -> None:
+    settings = Settings(redis_url=valkey.url, data_dir=tmp_path, webhook_secret="whsec_" + "A" * 32)
+    forms = [
+        connect(each).get("/v1/form").json() for each in (app, create_app(settings, ApiSettings()))
+    ]
+
+    assert ["webhook" in form["options"] for form in forms] == [False, True]
 
 
 def test_the_operators_settings_change_the_form_and_the_page(

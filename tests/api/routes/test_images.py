@@ -322,3 +322,35 @@ def test_no_header_reveals_that_another_client_has_uploaded_the_same_picture(
 
     assert "last-modified" not in before
     assert {**client.get(path).headers, "x-request-id": ""} == {**before, "x-request-id": ""}
+
+
+def _encode(size: tuple[int, int], kind: str = "PNG", mode: str = "RGB") -> bytes:
+    file = io.BytesIO()
+    Image.new(mode, size).save(file, kind)
+    return file.getvalue()
+
+
+UNDAMAGED = {
+    "empty_file": b"",
+    "too_small": _encode((20, 20)),
+    "too_long": _encode((2000, 90)),
+    "unsupported_samples": _encode((64, 64), "TIFF", "F"),
+}
+
+
+@pytest.mark.parametrize("reason", UNDAMAGED)
+def test_a_refusal_of_an_undamaged_picture_names_its_reason(
+    client: TestClient, reason: str
+) -> None:
+    answer = client.post("/v1/images", files={"image": ("x.png", UNDAMAGED[reason])})
+
+    assert (answer.status_code, answer.json()["code"]) == (422, "bad_image")
+    assert answer.json()["reason"] == reason
+
+
+def test_a_refusal_of_a_damaged_picture_has_no_reason(client: TestClient) -> None:
+    damaged = _encode((64, 64))[:-30]
+    answer = client.post("/v1/images", files={"image": ("x.png", damaged)})
+
+    assert answer.json()["code"] == "bad_image"
+    assert "reason" not in answer.json()

@@ -347,7 +347,7 @@ def test_all_streams_of_a_job_receive_its_changes_and_end_with_its_deletion(serv
     assert (*moved[:2], moved[2]["queue"]) == (
         "status",
         "1",
-        {"position": 0, "start_seconds": None, "waits_for": None},
+        {"position": 0, "start_seconds": None, "waits_for": None, "has_worker": False},
     )
 
     streams[0].close()

@@ -56,6 +56,37 @@ def test_a_bad_parameter_is_refused_with_a_sentence_and_leaves_no_files(
     ) == ([], 0, [])
 
 
+@pytest.mark.parametrize(
+    ("name", "value"),
+    {
+        "content_layers": "foo",
+        "background": "foo",
+        "size": "9999",
+        "deadline_seconds": "-1",
+        "pool": "foo bar",
+    }.items(),
+)
+def test_a_refusal_names_the_parameter(submit: Submit, name: str, value: str) -> None:
+    problem = submit(**{name: value}).json()
+
+    assert (problem["code"], problem["parameter"]) == ("bad_spec", name)
+    assert "reason" not in problem
+
+
+def test_a_photo_that_is_too_long_for_the_size_is_named_as_the_reason(
+    client: TestClient, files: dict[str, Any]
+) -> None:
+    long = codec.encode(Image.effect_noise((640, 64), 50).convert("RGB"))
+    problem = client.post("/v1/jobs", files={**files, "content": long}, data={"size": 64}).json()
+
+    assert (problem["code"], problem["parameter"]) == ("bad_spec", "size")
+    assert problem["reason"] == "result_too_small"
+
+
+def test_a_refusal_of_no_single_parameter_names_none(submit: Submit) -> None:
+    assert "parameter" not in submit(style_weights="1,2").json()
+
+
 PNG = b"\x89PNG\r\n\x1a\n"
 
 

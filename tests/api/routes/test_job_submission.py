@@ -29,7 +29,7 @@ def test_a_submission_returns_202_a_location_and_the_job(
     assert (job["status"], job["attempt"], job["queue"]) == (
         "queued",
         0,
-        {"position": 0, "start_seconds": None, "waits_for": None},
+        {"position": 0, "start_seconds": None, "waits_for": None, "has_worker": False},
     )
     assert tuple(
         job["input"]["spec"][name] for name in ("size", "style_weight", "style_layers")
@@ -142,6 +142,7 @@ def test_an_entirely_black_mask_is_refused_unless_its_painting_has_no_share(
     assert (answer.status_code, int(status == 202)) == (status, store.get_load().queued)
     if status == 422:
         assert answer.json()["code"] == "bad_image"
+        assert answer.json()["reason"] == "black_mask"
         assert "A mask is black all over" in answer.json()["detail"]
 
 

@@ -79,6 +79,7 @@ def test_without_a_secret_webhooks_are_refused_with_the_name_of_the_setting(subm
     refused = submit(webhook="https://example.org/")
 
     assert (refused.status_code, refused.json()["code"]) == (422, "bad_webhook")
+    assert refused.json()["reason"] == "webhooks_disabled"
     assert "IMPASTO_WEBHOOK_SECRET" in refused.json()["detail"]
 
 

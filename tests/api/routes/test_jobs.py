@@ -69,7 +69,7 @@ def test_a_job_that_moves_up_in_the_queue_has_a_new_etag(
     moved = client.get(address, headers={"If-None-Match": tag})
     assert (moved.status_code, moved.json()["queue"]) == (
         200,
-        {"position": 0, "start_seconds": None, "waits_for": None},
+        {"position": 0, "start_seconds": None, "waits_for": None, "has_worker": False},
     )
 
 

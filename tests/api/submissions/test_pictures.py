@@ -99,6 +99,7 @@ def test_a_black_mask_is_refused_however_often_it_was_uploaded(
     )
     body = {"content": content, "styles": [style], "masks": [mask], "spec": {"size": 64}}
     for _ in range(2):
-        assert client.post("/v1/jobs", json=body).json()["code"] == "bad_image"
+        problem = client.post("/v1/jobs", json=body).json()
+        assert (problem["code"], problem["reason"]) == ("bad_image", "black_mask")
     used = client.post("/v1/jobs", json=body | {"content": mask, "masks": [content]})
     assert used.status_code == 202

@@ -1,6 +1,7 @@
 """Decode untrusted files in restricted processes."""
 
 import io
+import json
 import os
 import signal
 import struct
@@ -332,6 +333,18 @@ def test_a_process_that_is_taken_over_harms_only_its_file(behavior: str) -> None
     with SandboxedDecoder(TAKEN_OVER_LIMITS, start) as taken_over, pytest.raises(errors.BadImage):
         taken_over.decode(codec.encode(Image.effect_noise((800, 800), 99).convert("RGB")))
     assert time.monotonic() - began < 30
+
+
+@pytest.mark.parametrize("reason", ["x", ["too_small"], None, "too_small"], ids=str)
+def test_a_process_cannot_choose_another_reason_than_those_there_are(reason: Any) -> None:
+    answer = {"refusal": "BadImage", "message": "The file is empty.", "reason": reason}
+    start = partial(fork_process, serve=partial(_answer, answer=json.dumps(answer).encode()))
+    with (
+        SandboxedDecoder(TAKEN_OVER_LIMITS, start) as taken_over,
+        pytest.raises(errors.BadImage, match="empty") as raised,
+    ):
+        taken_over.decode(_png())
+    assert raised.value.reason == ("too_small" if reason == "too_small" else None)
 
 
 @pytest.mark.parametrize("message", ["The key is sk-1234.", "\\ud800", ""])

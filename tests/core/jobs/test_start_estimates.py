@@ -146,3 +146,20 @@ def test_a_worker_of_an_earlier_version_counts_as_one(
 
     assert _position(store, first).start_seconds == 0
     assert _position(store, second).start_seconds == AVERAGE
+
+
+def test_an_unknown_start_is_told_from_a_missing_worker(
+    store: JobStore, queue: Queue, start: Callable[..., None], server: Any
+) -> None:
+    """No job has ended, so nothing is known of their time."""
+    server.delete(f"{PREFIX}average_seconds")
+    alone = store.get_queue_end(SMALL)
+    start(1, 1)
+    queued, end = _position(store, queue()), store.get_queue_end(SMALL)
+
+    assert [one.start_seconds for one in (alone, queued, end)] == [None] * 3
+    assert [one.has_worker for one in (alone, queued, end)] == [False, True, True]
+    assert [one.waits_for for one in (alone, queued, end)] == [None] * 3
+    assert store.get_queue_end(SMALL, "team=b") == QueuePosition(
+        position=0, waits_for="pool", has_worker=False
+    )

@@ -69,7 +69,7 @@ def test_the_body_has_the_status_the_error_and_the_links() -> None:
     }
     assert (failed["type"], failed["data"]["error"]) == (
         "job.failed",
-        {"code": "diverged", "message": "The run diverged."},
+        {"code": "diverged", "message": "The run diverged.", "reason": None},
     )
     assert [*failed["data"]["links"]] == ["self"]
 
