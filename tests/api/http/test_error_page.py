@@ -59,3 +59,28 @@ def test_behind_a_proxy_and_without_a_key_the_page_has_the_right_addresses(
     assert all(link.startswith("/impasto/") for link in links), links
     assert {client.get(link).status_code for link in links} == {200}
     assert client.get("/impasto/nowhere").json()["code"] == "unauthorized"
+
+
+CHINESE, ENGLISH = "找不到页面", "Page not found"
+
+
+@pytest.mark.parametrize(
+    ("accepted", "heading"),
+    [
+        ("zh-CN,zh;q=0.9,en;q=0.8", CHINESE),
+        ("ZH-TW", CHINESE),
+        ("de,zh;q=0.7", CHINESE),
+        ("en-US,en;q=0.9,zh-CN;q=0.8", ENGLISH),
+        ("de-ZH", ENGLISH),
+        ("", ENGLISH),
+    ],
+    ids=["Chinese", "Taiwan", "German", "both", "region", "none"],
+)
+def test_the_page_is_in_the_language_that_the_browser_prefers(
+    client: TestClient, accepted: str, heading: str
+) -> None:
+    page = client.get("/nowhere", headers={**BROWSER, "Accept-Language": accepted})
+
+    assert f"<h1>{heading}</h1>" in page.text
+    assert f'<html lang="{"en" if heading == ENGLISH else "zh-CN"}">' in page.text
+    assert {"Accept", "Accept-Language"} <= {*page.headers["vary"].split(", ")}
