@@ -15,8 +15,9 @@ const TIMEOUT_SECONDS = 40;  // without a response; then the connection is dead,
 export class ApiError extends Error {
   constructor(problem, response) {
     super(problem.detail
-      ? describeError(problem.code, problem.detail) : t("answeredStatus", { status: response.status }));
+      ? describeError(problem) : t("answeredStatus", { status: response.status }));
     this.code = problem.code ?? "unknown";
+    this.parameter = problem.parameter;
     this.status = response.status;
     this.retryAfter = Number(response.headers.get("Retry-After")) || null;
   }

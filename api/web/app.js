@@ -157,7 +157,7 @@ loadTexts().then(() => {
     setVisible("compare-view", compared);
     setVisible("submit-view", isEditing);
     document.body.classList.toggle("editing", isEditing);
-    document.title = "Impasto";
+    document.title = t("title");
     for (const view of [batch, jobView, comparison]) view.close();
     if (!isEditing) editor.close();
     films.setCurrent(id);

@@ -45,8 +45,11 @@ const find = (target) => (typeof target === "string" ? byId(target) : target);
 
 export const setVisible = (target, visible) => { find(target).hidden = !visible; };
 
+// message: what follows an empty line is folded.
 export function showError(target, message = "") {
-  find(target).textContent = message;
+  const [text, ...detail] = message.split("\n\n");
+  find(target).replaceChildren(text, ...detail.map((one) => createElement("details", {},
+    createElement("summary", { textContent: t("more") }), one)));
   setVisible(target, message);
 }
 
@@ -110,9 +113,4 @@ export function downloadBlob(blob, name) {
   const href = URL.createObjectURL(blob);
   createElement("a", { href, download: name }).click();
   setTimeout(() => URL.revokeObjectURL(href), 60_000);  // the browser may still be reading it
-}
-
-export function nameFile({ id }, type, suffix = "") {
-  const extension = type.split(";")[0].replace(/^\w+\//, "").replace("jpeg", "jpg");
-  return `impasto-${id.slice(4, 12)}${suffix}.${extension}`;
 }

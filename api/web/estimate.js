@@ -3,7 +3,7 @@
 
 import { sendJson } from "./api.js";
 import { setText } from "./dom.js";
-import { formatDuration, t } from "./text.js";
+import { describeError, formatDuration, t } from "./text.js";
 
 const DEBOUNCE_MS = 400;  // a slider that moves must not send a request per step
 
@@ -22,15 +22,18 @@ async function request(body) {
   try {
     text = describe(await (await sendJson("POST", "v1/estimate", body)).json());
   } catch (error) {
-    if ([422, 503].includes(error.status)) text = error.message;
+    // A wrong parameter is named by the submission.
+    if (!error.parameter && [422, 503].includes(error.status)) text = error.message;
   }
   if (current === body) setText("estimate", text);  // else a newer request runs
 }
 
 // The time until the result, with what is ahead of it.
 function describe({ seconds, queue, refused }) {
-  if (refused) return refused.message;
+  if (refused) return describeError({ ...refused, detail: refused.message });
   if (!Number.isFinite(seconds)) return "";
-  const duration = formatDuration(seconds + (queue.start_seconds ?? 0)), n = queue.position;
+  const { position: n, start_seconds: start } = queue;
+  if (n && start === null) return t("queue.ahead", { n });
+  const duration = formatDuration(seconds + (start ?? 0));
   return n ? t("readyInAfter", { duration, n }) : t("readyIn", { duration });
 }

@@ -128,6 +128,13 @@ export class ParameterForm extends EventTarget {
     }
   }
 
+  focus(name) {
+    const field = this.controls[name]?.element.querySelector("input, select");
+    field?.closest("details")?.setAttribute("open", "");
+    field?.focus();
+    field?.scrollIntoView({ block: "center" });  // not under the bar
+  }
+
   get hasRegions() { return this.controls.regions?.value === "auto"; }
 
   toggleRegions() {

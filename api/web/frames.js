@@ -2,8 +2,9 @@
 
 import { getBlob, getJson } from "./api.js";
 import {
-  byId, createElement, downloadBlob, nameFile, onClick, setText, setValueText, setVisible,
+  byId, createElement, downloadBlob, onClick, setText, setValueText, setVisible,
 } from "./dom.js";
+import { nameFile } from "./history.js";
 import { retry } from "./retry.js";
 import { t } from "./text.js";
 
@@ -83,7 +84,7 @@ export class FramePlayer {
     const type = VIDEO_TYPES.find((name) => window.MediaRecorder?.isTypeSupported(name));
     const blob = await (type ? this.#record(type).catch(() => null) : null)
       ?? await getBlob(this.job.links.timelapse);
-    downloadBlob(blob, nameFile(this.job, blob.type, "-timelapse"));
+    downloadBlob(blob, nameFile(this.job, blob.type, `-${t("timelapse").toLowerCase()}`));
   }
 
   async #record(type) {

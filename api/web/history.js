@@ -3,7 +3,7 @@
 
 import { getBlob, getJson, resolveAddress, sendJson } from "./api.js";
 import {
-  byId, createElement, downloadBlob, hideBlob, nameFile, onClick, setChildren, setText, setVisible,
+  byId, createElement, downloadBlob, hideBlob, onClick, setChildren, setText, setVisible,
   showBlob,
 } from "./dom.js";
 import { hasEnded, hasExpiredImages, newestPicture } from "./job-stream.js";
@@ -58,6 +58,13 @@ export function titleOf(id) {
   const names = getNames(id);
   if (!names) return t("untitled");
   return t("photoInStyle", { photo: names.content, style: names.styles.join(" + ") });
+}
+
+// The name of a file: the title, if this browser knows it.
+export function nameFile({ id }, type, suffix = "") {
+  const extension = type.replace(/^\w+\//, "").replace("jpeg", "jpg");
+  const title = titleOf(id).replace(/[\\/:*?"<>|\p{Cc}\p{Cf}]/gu, "_").slice(0, 70);
+  return `${getNames(id) ? title : `impasto-${id.slice(4, 12)}`}${suffix}.${extension}`;
 }
 
 // Deletes the job from the service, also if the service no longer has it.
@@ -426,8 +433,8 @@ export class History {
       for (const job of jobs) {
         setText("history-error", t("zipProgress", { done: files.length, n: jobs.length }));
         const blob = await retry(() => getBlob(job.links.result), { onError });
-        const title = titleOf(job.id).replace(/[\\/:*?"<>|\p{Cc}\p{Cf}]/gu, "_").slice(0, 80);
-        files.push({ name: `${title} ${nameFile(job, blob.type)}`, blob, date: job.completed_at });
+        const suffix = getNames(job.id) ? ` ${job.id.slice(4, 12)}` : "";  // titles repeat
+        files.push({ name: nameFile(job, blob.type, suffix), blob, date: job.completed_at });
       }
       downloadBlob(await createZip(files), "impasto.zip");
       setText("history-error", "");

@@ -69,7 +69,8 @@ export class ImagePicker extends EventTarget {
     const all = append ? [...new Set([...previous, ...pictures])] : pictures;
     this.pictures = all.slice(0, this.max);
     this.isMixing ||= this.pictures.length > 1;
-    this.showError(all.length > this.max ? t("tooMany", { n: this.max }) : "");
+    this.errors = all.length > this.max ? [t("tooMany", { n: this.max })] : [];
+    this.showErrors();
     const isNew = (picture) => ![...this.own, ...this.samples].includes(picture);
     const added = this.pictures.filter(isNew);
     this.own = [...added, ...this.own]
@@ -114,13 +115,14 @@ export class ImagePicker extends EventTarget {
       this.pictures = this.pictures.filter((other) => other !== picture);
       if (!this.hasPictures) this.pictures = previous;
       this.notifyChange();
-      this.showError(t("pictureNamed", { kind: picture.name, name: error.message }));
+      this.errors.push(t("pictureNamed", { kind: picture.name, name: error.message }));
+      this.showErrors();
     }
   }
 
-  showError(message) {
-    showError(this.error, message);
-    if (message) this.error.scrollIntoView({ block: "nearest" });
+  showErrors() {
+    showError(this.error, this.errors.join("\n"));
+    if (this.errors.length) this.error.scrollIntoView({ block: "nearest" });
   }
 
   render() {
@@ -144,7 +146,7 @@ export class ImagePicker extends EventTarget {
   }
 
   #createTile(picture) {
-    const { name, thumbnail, words } = picture, isOwn = !picture.source;
+    const { name, title, thumbnail, words } = picture, isOwn = !picture.source;
     const image = thumbnail ? createThumbnail(thumbnail, words) : createElement("img");
     if (isOwn) {
       const alt = t("pictureNamed", { kind: this.label, name });
@@ -153,7 +155,7 @@ export class ImagePicker extends EventTarget {
     const button = createElement("button", {
       type: "button", title: name, onclick: () => this.#toggle(picture) },
     createElement("span", { className: "thumb" }, image),
-    createElement("span", { className: "caption name", textContent: name }));
+    createElement("span", { className: "caption name", textContent: title }));
     const tile = createElement("div", { className: `tile ${isOwn ? "own" : "sample"}` }, button);
     if (!isOwn) return tile;
     const remove = () => { this.removePicture(picture); this.button.focus(); };

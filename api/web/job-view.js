@@ -5,12 +5,12 @@ import { getBlob, sendJson } from "./api.js";
 import { LossChart } from "./chart.js";
 import { buildCommand } from "./curl.js";
 import {
-  announce, byId, downloadBlob, nameFile, setText, setValueText, setVisible,
+  announce, byId, downloadBlob, setText, setValueText, setVisible,
   showBlob, showError,
 } from "./dom.js";
 import { labelOf, nameValue } from "./form.js";
 import { FramePlayer } from "./frames.js";
-import { nameStatus, titleOf } from "./history.js";
+import { nameFile, nameStatus, titleOf } from "./history.js";
 import { followJob, hasEnded, hasExpiredImages, newestPicture } from "./job-stream.js";
 import { closeLayer, openLayer } from "./layers.js";
 import { fetchForScreen, TILE_PX } from "./picture.js";
@@ -93,11 +93,13 @@ export class JobView {
     this.close();
     this.#clear(id);
     this.viewer.clear();
-    setText("status", t(isMissing ? "status.missing" : "status.failed"));
+    const status = t(isMissing ? "status.missing" : "failed");
+    setText("status", status);
+    document.title = `${status} · Impasto`;
     setText("details", isMissing ? t("missingHint") : error.message);
     setText("canvas-title", t("tagline"));
     byId("stage").classList.add("empty");
-    announce(byId("status").textContent);
+    announce(status);
     setVisible("chart", false);
     if (isMissing) this.onMissing(id);
   }
@@ -217,7 +219,10 @@ export class JobView {
     const isDraft = isOver && hasResult && !isEarly && job.input.spec.quality === "draft";
     setVisible("continue-control", isEarly || isDraft);
     setText("continue", t(isDraft ? "paintLarge" : "continue"));
-    setText("continue-hint", t(isDraft ? "draftHint" : "continueHint", { size: job.input.spec.size }));
+    const { size } = job.input.spec, [{ width, height } = {}] = job.outputs;
+    const isFull = Math.max(width, height) > 0.95 * size;  // a seamless one lacks some pixels
+    const hint = isFull ? "continueFull" : "continueHint";
+    setText("continue-hint", t(isDraft ? "draftHint" : hint, { size }));
     byId("pin").ariaPressed = job.pinned;
     const canUpdate = job.progress && !isOver && !job.cancel_requested && !this.isSpecLocked;
     setVisible("strength-control", canUpdate);
@@ -401,7 +406,7 @@ const createSeed = () => crypto.getRandomValues(new Uint32Array(1))[0];
 
 function describeJob(job) {
   const output = job.outputs[0];
-  if (job.error) return describeError(job.error.code, job.error.message);
+  if (job.error) return describeError({ ...job.error, detail: job.error.message });
   if (hasExpiredImages(job)) return t("picturesDeleted");
   if (job.status === "queued") return describeQueue(job.queue ?? {});
   if (job.status === "running") return "";
@@ -427,10 +432,9 @@ function describeSettings({ input: { spec, masks, style_masks }, progress }) {
   return parts.filter(Boolean).join(" · ");
 }
 
-// start_seconds is null while no worker runs, and missing if nothing is known.
-function describeQueue({ position, start_seconds: start, waits_for: missing }) {
+function describeQueue({ position, start_seconds: start, waits_for: missing, has_worker = true }) {
   if (missing) return t(missing === "pool" ? "queue.noPool" : "queue.noMemory");
-  if (start === null) return t("queue.noWorker");
+  if (!has_worker) return t("queue.noWorker");
   const duration = start ? formatDuration(start) : "";
   if (!position) return duration ? t("queue.nextIn", { duration }) : t("queue.next");
   return duration ? t("queue.aheadIn", { n: position, duration }) : t("queue.ahead", { n: position });

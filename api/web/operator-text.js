@@ -5,11 +5,13 @@ import { language } from "./text.js";
 
 const CHINESE = {
   "Operator": "服务管理",
+  "Operator rights": "管理员权限",
   "Operator · Impasto": "服务管理 · Impasto",
   "Forget my key": "清除密钥",
   "Use this key": "确定",
   "This key is not valid. Enter the key of an operator.": "密钥无效，请输入管理员密钥。",
-  "Enter the key of an operator. This command creates one:": "请输入管理员密钥。创建密钥的命令：",
+  "Enter the key of an operator.": "请输入管理员密钥。",
+  "This command creates one:": "创建密钥的命令：",
   "This key may not operate the service. Enter the key of an operator.":
     "这个密钥没有管理权限，请输入管理员密钥。",
   "Accepts jobs": "正在接收任务",

@@ -47,11 +47,10 @@ export class Picture {
       ?? await this.upload().then(fetchCopy).catch(() => this.file);
   }
 
-  // The name for titles: "the_scream.jpg" is "The scream".
+  // The name for titles: "the_scream.jpg" is "the scream".
   get title() {
     const name = this.name.replace(/\.(jpe?g|png|webp|heic|avif|tiff?|gif|bmp)$/i, "");
-    const words = name.replace(/[\s_-]+/g, " ").trim() || name;
-    return words[0].toUpperCase() + words.slice(1);
+    return name.replace(/[\s_-]+/g, " ").trim() || name;
   }
 
   get isReady() { return Boolean(this.digest || this.source); }

@@ -199,6 +199,8 @@ export class SubmitView {
       this.onSubmitted(job);
     } catch (error) {
       onError(error.message);
+      if (error.parameter) showTab("adjust");
+      this.parameters.focus(error.parameter);
     } finally { this.isSending = byId("submit-job").disabled = false; }
   }
 

@@ -17,6 +17,7 @@ let dictionary = {};
 export async function loadTexts() {
   const { default: texts } = await import(language === "en" ? "./text-en.js" : "./text-zh.js");
   dictionary = texts;
+  explainInvalidFields();
 }
 
 // Returns the text of a key with its {values}.
@@ -36,9 +37,27 @@ export function addLanguageSwitch(button) {
 // Returns the text of a key, or the other text if the dictionary does not have the key.
 export const tOr = (key, other) => (key in dictionary ? t(key) : other);
 
-// Returns the text of an error: by its code, else what the service says. A text may contain that.
-export const describeError = (code, detail) =>
-  t(`code.${code}` in dictionary ? `code.${code}` : "serviceSays", { detail });
+// Returns the text of an error: by its reason, parameter or code, else what the service says.
+export function describeError({ code, reason, parameter, detail }) {
+  const keys = [`reason.${reason}`, parameter && !reason && "badValue", `code.${code}`];
+  const key = keys.find((one) => one in dictionary) ?? "serviceSays";
+  return t(key, { detail, name: tOr(`parameter.${parameter}`, parameter) });
+}
+
+// The browser's own words for an invalid field are in its language.
+function describeInvalid({ validity, min, max, step }) {
+  if (validity.valueMissing) return t("invalid.missing");
+  if (validity.patternMismatch) return t("invalid.key");
+  return t(step === "any" ? "invalid.number" : "invalid.integer", { min, max });
+}
+
+function explainInvalidFields() {
+  const clear = ({ target }) => {
+    for (const field of target.form?.elements ?? []) field.setCustomValidity("");
+  };
+  for (const type of ["click", "input"]) addEventListener(type, clear, true);
+  addEventListener("invalid", ({ target }) => target.setCustomValidity(describeInvalid(target)), true);
+}
 
 // Fills elements that name a key: data-text for the content, data-label for aria-label and
 // data-tip for the title. The document's description and manifest change with its language.

@@ -184,9 +184,7 @@ export class Viewer {
     setVisible("side-by-side", isCompared);
     byId("side-by-side").ariaPressed = this.isSplit;
     setValueText(this.divider, t("dividerValue", { percent: formatPercent(share) }));
-    const original = 1 - this.blend.value / 100;
-    setValueText(this.blend, original
-      ? t("blendShare", { percent: formatPercent(original) }) : t("blendNone"));
+    setValueText(this.blend, formatPercent(this.blend.value / 100));
     this.onRender?.();
   }
 

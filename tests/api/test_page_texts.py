@@ -6,11 +6,15 @@ from pathlib import Path
 
 from api.http.problems import REFUSALS
 from core import errors
+from core.images.validation import REASONS
 
-WEB = Path(__file__).parents[2] / "api" / "web"
+ROOT = Path(__file__).parents[2]
+WEB = ROOT / "api" / "web"
 _ENTRY = re.compile(r'^  (?:"([^"]+)"|(\w+)): "(.*)",$', re.MULTILINE)
 # Keys that exist only where the service's own words are in another language.
-_TRANSLATED = re.compile(r"code\.\w+|(parameter|preset)\.[\w-]+\.hint|sample\.\w+(\.words)?")
+_TRANSLATED = re.compile(
+    r"(code|reason)\.\w+|(parameter|preset)\.[\w-]+\.hint|sample\.\w+(\.words)?"
+)
 
 # Errors that the page does not cause, or that a text of its own replaces.
 _FOR_PROGRAMS = {
@@ -61,6 +65,20 @@ def test_every_error_that_the_page_may_show_is_in_chinese() -> None:
 
     translated = {key.removeprefix("code.") for key in CHINESE if key.startswith("code.")}
     assert translated == (walk(errors.ImpastoError) | set(REFUSALS)) - _FOR_PROGRAMS
+
+
+def test_every_reason_of_an_error_is_in_chinese() -> None:
+    sources = [path.read_text() for part in ("core", "api") for path in (ROOT / part).rglob("*.py")]
+    reasons = set(re.findall(r'\breason="(\w+)"', "".join(sources)))
+
+    assert reasons > REASONS
+    translated = {key.removeprefix("reason.") for key in CHINESE if key.startswith("reason.")}
+    assert translated == reasons
+
+
+def test_no_chinese_text_quotes_the_service_but_that_of_an_unknown_error() -> None:
+    assert [key for key, text in CHINESE.items() if "{detail}" in text] == ["serviceSays"]
+    assert CHINESE["serviceSays"].endswith("\\n\\n{detail}"), "the page folds what follows"
 
 
 def test_every_key_of_the_page_is_in_the_dictionary() -> None:

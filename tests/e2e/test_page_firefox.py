@@ -57,7 +57,7 @@ def test_a_photo_becomes_a_painting_that_is_compared_and_downloaded(
     firefox.wait_for("location.pathname.startsWith('/j/job_')")
     firefox.wait_for(f"{_text('#status')} === 'Done'")
     firefox.wait_for(f"{RESULT}.src.startsWith('blob:') && {RESULT}.naturalWidth === 48")
-    assert firefox.evaluate(_text("#canvas-title")) == "Rotated × Painting"
+    assert firefox.evaluate(_text("#canvas-title")) == "rotated × painting"
     firefox.evaluate("document.querySelector('#divider').focus()")
     firefox.press("ArrowRight", "ArrowRight")
     assert firefox.evaluate("document.querySelector('#divider').value") == "2"

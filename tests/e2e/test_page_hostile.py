@@ -175,7 +175,7 @@ def test_without_storage_the_page_works_until_it_is_closed(
     assert page.evaluate(draft) is None, "the database refuses"
     _submit(page)
 
-    expect(page.locator("#canvas-title")).to_have_text("Rotated × Brush strokes")
+    expect(page.locator("#canvas-title")).to_have_text("rotated × Brush strokes")
 
 
 # The service may have many newer jobs.
@@ -229,7 +229,7 @@ def test_ten_minutes_without_a_connection_lose_nothing(
     expect(page.locator("#submit-error")).to_have_text("You are offline. This page keeps trying.")
     stay_offline()
     page.wait_for_url(re.compile("/j/job_"))
-    expect(page.locator("#canvas-title")).to_have_text("Rotated × Brush strokes")
+    expect(page.locator("#canvas-title")).to_have_text("rotated × Brush strokes")
     expect(page.locator("#status")).to_have_text("Waiting")
     (job,) = client.jobs()
     page.context.set_offline(True)

@@ -260,7 +260,7 @@ def test_result_frames_and_timelapse_are_fetched_again_after_failures(
     assert validation.detect_format(Path(timelapse.value.path()).read_bytes()) == "webp"
     names = [blend.value.suggested_filename, timelapse.value.suggested_filename]
     assert re.fullmatch(r"impasto-\w+\.png", names[0])
-    assert re.fullmatch(r"impasto-\w+-timelapse\.webp", names[1]), "never the name of the still"
+    assert re.fullmatch(r"impasto-\w+-time-lapse\.webp", names[1]), "never the name of the still"
 
 
 def test_frames_that_arrive_before_the_result_cause_no_error(
@@ -311,7 +311,7 @@ def test_a_double_click_submits_once_and_a_job_deleted_elsewhere_shows_no_contro
     expect(page.locator("#status")).to_have_text("We can’t find this painting")
     for part in ("running-controls", "progress", "canvas-progress", "chart", "viewer-tools"):
         expect(page.locator(f"#{part}")).to_be_hidden()
-    assert page.title() == "Impasto"
+    assert page.title() == "We can’t find this painting · Impasto"
 
 
 def test_a_job_deleted_elsewhere_can_be_deleted_here(
