@@ -110,7 +110,7 @@ def search(site: Path) -> Iterator[Callable[[str], set[str]]]:
     ("words", "found"),
     [
         ("checkpoints", {"architecture", "guarantees"}),
-        ("风格图", {"README.zh-CN", "first-picture.zh-CN"}),  # inside sentences
+        ("画风图", {"README.zh-CN", "first-picture.zh-CN"}),  # inside sentences
         ("模型权重", {"README.zh-CN", "first-picture.zh-CN"}),
         ("显卡实测", {"README.zh-CN"}),
         ("图格风", set()),

@@ -9,6 +9,7 @@ ROOT = Path(__file__).parents[1]
 SUFFIX = ".zh-CN.md"
 CHINESE = sorted([*ROOT.glob(f"*{SUFFIX}"), *(ROOT / "docs").rglob(f"*{SUFFIX}")])
 TUTORIAL = ROOT / "docs" / "first-picture.md"
+ID = "job_编号"  # where the English page has job_…, for the reader to replace
 _BLOCK = re.compile(r"^```\w*\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 
 
@@ -19,16 +20,20 @@ def _find_original(page: Path) -> Path:
 TRANSLATIONS = {_find_original(page): page for page in CHINESE}
 
 
+def _read(page: Path) -> str:
+    return page.read_text(encoding="utf-8").replace(ID, "job_…")
+
+
 def _list_blocks(page: Path) -> list[list[str]]:
     """The lines of each block of code, without their comments: in a comment, languages differ."""
     return [
         [re.split(r"\s{2,}|\s#\s", line.strip())[0] for line in block.splitlines()]
-        for block in _BLOCK.findall(page.read_text(encoding="utf-8"))
+        for block in _BLOCK.findall(_read(page))
     ]
 
 
 def _read_prose(page: Path) -> str:
-    return _BLOCK.sub("", page.read_text(encoding="utf-8"))
+    return _BLOCK.sub("", _read(page))
 
 
 def _list_links(page: Path) -> list[str]:
