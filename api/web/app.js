@@ -4,7 +4,7 @@
 import { apiKey, resolveAddress, ROOT } from "./api.js";
 import { BatchView } from "./batch-view.js";
 import { CompareView } from "./compare-view.js";
-import { byId, makeRoving, onClick, setText, setVisible, showError } from "./dom.js";
+import { byId, listen, makeRoving, onClick, setText, setVisible, showError } from "./dom.js";
 import { acceptDropsAndPastes } from "./drop-paste.js";
 import { getNames, History, setNames } from "./history.js";
 import { install } from "./install.js";
@@ -14,6 +14,7 @@ import { readRecipe } from "./recipe.js";
 import { showTab, SubmitView } from "./submit-view.js";
 import { addLanguageSwitch, loadTexts, t, translatePage } from "./text.js";
 import { showToast } from "./toast.js";
+import { noteChange } from "./touch.js";
 import { Viewer } from "./viewer.js";
 
 loadTexts().then(() => {
@@ -150,6 +151,7 @@ loadTexts().then(() => {
 
   function showPath() {
     path = getPath();
+    noteChange();
     const id = /^j\/([^/]+)$/.exec(path)?.[1];
     const compared = /^\?compare=(\w+),(\w+)$/.exec(path)?.slice(1);
     const isEditing = !id && !compared;
@@ -161,13 +163,14 @@ loadTexts().then(() => {
     for (const view of [batch, jobView, comparison]) view.close();
     if (!isEditing) editor.close();
     films.setCurrent(id);
-    if (id) jobView.open(id);
+    if (films.deleted.has(id)) jobView.showDeleted(id);
+    else if (id) jobView.open(id);
     else if (compared) comparison.open(compared);
     else editor.open();
   }
 
   // A local link changes the address without loading the page again.
-  document.addEventListener("click", (event) => {
+  listen(document, "click", (event) => {
     const link = event.target.closest?.("a[data-local-link]");
     const isModified = event.ctrlKey || event.metaKey || event.shiftKey || event.button;
     if (!link || isModified || event.defaultPrevented) return;
@@ -175,23 +178,20 @@ loadTexts().then(() => {
     navigate(link.href);
   });
   // A popstate with the same path is a jump within the page, such as by the skip link.
-  addEventListener("popstate", () => {
+  listen(window, "popstate", () => {
     if (getPath() !== path) navigate(location.href);
   });
   // A menu closes when the user goes elsewhere.
-  for (const menu of document.querySelectorAll("details.menu")) {
-    menu.addEventListener("focusout", ({ relatedTarget }) => {
-      if (relatedTarget && !menu.contains(relatedTarget)) menu.open = false;
-    });
-    menu.addEventListener("click", ({ target }) => {
-      if (target.closest("button")) menu.open = false;
-    });
-    menu.addEventListener("keydown", ({ key }) => {
-      if (key !== "Escape") return;
-      menu.open = false;
-      menu.querySelector("summary").focus();
-    });
-  }
+  const menu = document.querySelector(".menu");
+  listen(menu, "focusout", ({ relatedTarget }) => {
+    if (relatedTarget && !menu.contains(relatedTarget)) menu.open = false;
+  });
+  listen(menu, "click", ({ target }) => { if (target.closest("button")) menu.open = false; });
+  listen(menu, "keydown", ({ key }) => {
+    if (key !== "Escape") return;
+    menu.open = false;
+    menu.firstElementChild.focus();
+  });
   makeRoving(byId("style-tools"));
   showTab("photo");
   films.load();

@@ -36,12 +36,17 @@ export async function encodeCanvas(canvas, type, quality) {
   return blob;
 }
 
-export const onClick = (id, action) => byId(id).addEventListener("click", action);
-
-export const setText = (id, text) => { byId(id).textContent = text; };
-
 // target: an element, or its id.
 const find = (target) => (typeof target === "string" ? byId(target) : target);
+
+// types: with spaces between them.
+export function listen(target, types, action, options) {
+  for (const type of types.split(" ")) find(target).addEventListener(type, action, options);
+}
+
+export const onClick = (id, action) => listen(id, "click", action);
+
+export const setText = (id, text) => { byId(id).textContent = text; };
 
 export const setVisible = (target, visible) => { find(target).hidden = !visible; };
 
@@ -78,15 +83,13 @@ export function announce(text) {
 
 // Makes one Tab stop of several buttons; arrow keys, Home and End move between them.
 export function makeRoving(root) {
-  const getButtons = () =>
-    [...root.querySelectorAll("button, summary")].filter((button) => button.offsetParent);
+  const getAll = () => [...root.querySelectorAll("button, summary")];
+  const getButtons = () => getAll().filter((button) => button.offsetParent && !button.disabled);
   const update = (current) => {
-    for (const button of root.querySelectorAll("button, summary")) {
-      button.tabIndex = button === current ? 0 : -1;
-    }
+    for (const button of getAll()) button.tabIndex = button === current ? 0 : -1;
   };
-  root.addEventListener("focusin", ({ target }) => update(target));
-  root.addEventListener("keydown", (event) => {
+  listen(root, "focusin", ({ target }) => update(target));
+  listen(root, "keydown", (event) => {
     if (event.altKey) return;  // the browser goes back
     const buttons = getButtons(), index = buttons.indexOf(document.activeElement);
     const next = {
@@ -99,8 +102,7 @@ export function makeRoving(root) {
   });
   // While the buttons are hidden, any of them may be the stop.
   const reset = () => {
-    const all = [...root.querySelectorAll("button, summary")], visible = getButtons();
-    const buttons = visible.length ? visible : all;
+    const visible = getButtons(), buttons = visible.length ? visible : getAll();
     if (buttons.includes(document.activeElement)) return;
     update(buttons.find((button) => button.ariaPressed === "true") ?? buttons[0]);
   };

@@ -1,7 +1,7 @@
 // The form of the parameters: the main ones in front, the others in groups. Ranges, defaults and
 // descriptions come from the service; labels and names of values from the dictionary.
 
-import { createElement, makeRoving, setValueText, setVisible } from "./dom.js";
+import { createElement, listen, makeRoving, setValueText, setVisible } from "./dom.js";
 import { canonicalize, getDefault } from "./schema.js";
 import { formatDuration, formatNumber, formatPercent, t, tOr } from "./text.js";
 import { createThumbnail } from "./thumbnail.js";
@@ -67,7 +67,7 @@ export class ParameterForm extends EventTarget {
     for (const control of Object.values(this.controls)) control.set(control.value);
     // Another objective has other defaults; what the user chose stays.
     let { value: objective } = this.controls.objective;
-    this.controls.objective.element.addEventListener("input", () => {
+    listen(this.controls.objective.element, "input", () => {
       const unchanged = Object.values(this.controls).filter(
         ({ schema, value }) => canonicalize(value) === canonicalize(getDefault(schema, objective)));
       objective = this.controls.objective.value;
@@ -77,7 +77,7 @@ export class ParameterForm extends EventTarget {
       this.notifyChange();
     });
     // Open the group of a value that is out of range: the browser cannot show it while closed.
-    more.addEventListener("invalid", ({ target }) => { target.closest("details").open = true; }, true);
+    listen(more, "invalid", ({ target }) => { target.closest("details").open = true; }, true);
   }
 
   // A control keeps the value that it was given, to the last digit, until the user changes it: a
@@ -86,7 +86,7 @@ export class ParameterForm extends EventTarget {
     const value = getDefault(schema);
     const control = { ...create(name, schema, appearance), group, schema, value };
     this.controls[name] = control;
-    control.element.addEventListener("input", () => {
+    listen(control.element, "input", () => {
       control.value = control.get() ?? this.#getDefault(control);
       this.notifyChange();
     });
@@ -163,7 +163,7 @@ export class ParameterForm extends EventTarget {
       className: "chips", role: "toolbar", ariaLabel: t("presets") }, ...buttons);
     root.replaceChildren(strip, hint);
     makeRoving(strip);
-    this.addEventListener("change", update);
+    listen(this, "change", update);
     update();
     setVisible(root, true);
   }
@@ -206,7 +206,7 @@ function createSlider(name, schema, { step, isPower, format }) {
     input.value = toPosition(value);
     show(value);
   };
-  input.addEventListener("input", () => show(get()));
+  listen(input, "input", () => show(get()));
   const output = createElement("output", { htmlFor: input.id });
   const element = wrapWithLabel(name, schema, input.id, [labelOf(name), output], input);
   return { get, set, element };
@@ -232,7 +232,7 @@ function createSizeSelect(name, schema, { sizes: usual }) {
     ariaLabel: t("sizeField") });
   // A disabled field is not validated, so it cannot block the form while it is hidden.
   const update = () => { number.hidden = number.disabled = select.value !== "other"; };
-  select.addEventListener("change", update);
+  listen(select, "change", update);
   return {
     set: (value) => {
       number.value = value;

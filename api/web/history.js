@@ -3,8 +3,8 @@
 
 import { getBlob, getJson, resolveAddress, sendJson } from "./api.js";
 import {
-  byId, createElement, downloadBlob, hideBlob, onClick, setChildren, setText, setVisible,
-  showBlob,
+  byId, createElement, downloadBlob, hideBlob, listen, onClick, setChildren, setText,
+  setVisible, showBlob,
 } from "./dom.js";
 import { hasEnded, hasExpiredImages, newestPicture } from "./job-stream.js";
 import { closeLayer, openLayer } from "./layers.js";
@@ -85,7 +85,7 @@ export class History {
     // thousands.
     Object.assign(this, { entries: [], shown: [], rendered: [], deleted: new Set() });
     Object.assign(this, { next: null, current: null, isSelecting: false, isNear: false });
-    byId("history-filter").addEventListener("change", () => this.load());
+    listen("history-filter", "change", () => this.load());
     onClick("history-more", () => this.#loadPage(this.next));
     this.end = new IntersectionObserver((changes) => {
       if (changes.at(-1).isIntersecting && this.next && !this.isLoading) this.#loadPage(this.next);
@@ -95,15 +95,15 @@ export class History {
       this.#render();
     }, { rootMargin: "200px" }).observe(this.film);
     new ResizeObserver(() => this.#render()).observe(this.film);
-    this.film.addEventListener("scroll", () => this.#render(), { passive: true });
-    this.list.addEventListener("focusin", () => this.#render());
-    this.list.addEventListener("keydown", (event) => this.#onKey(event));
+    listen(this.film, "scroll", () => this.#render(), { passive: true });
+    listen(this.list, "focusin", () => this.#render());
+    listen(this.list, "keydown", (event) => this.#onKey(event));
     // A deletion that can still be undone must not be lost with the page.
-    addEventListener("pagehide", () => {
+    listen(window, "pagehide", () => {
       for (const id of this.deleted) deleteJob(id, { keepalive: true }).catch(() => {});
     });
     // Another tab, or another device, may have changed the list meanwhile.
-    document.addEventListener("visibilitychange", () => { if (!document.hidden) this.refresh(); });
+    listen(document, "visibilitychange", () => { if (!document.hidden) this.refresh(); });
     this.#addSelection();
     this.#poll();
   }
@@ -261,13 +261,13 @@ export class History {
     const thumbnail = span("thumbnail"), title = span("caption"), status = span("status");
     const pick = createElement("input", {
       type: "checkbox", className: "pick", ariaLabel: t("selectNamed", { name }) });
-    pick.addEventListener("change", () => {
+    listen(pick, "change", () => {
       entry.isPicked = pick.checked;
       this.#updateSelection();
     });
     const link = createElement("a", { href: resolveAddress(`j/${id}`), "data-local-link": "" },
       thumbnail, title, status);
-    link.addEventListener("click", (event) => {
+    listen(link, "click", (event) => {
       if (!this.isSelecting) return;
       event.preventDefault();
       pick.click();
@@ -356,7 +356,8 @@ export class History {
       restore();
       const entry = this.#find(ids[0]);
       if (entry) this.#focus(entry);
-      if (ids.includes(current)) this.onOpen(current);
+      const open = [current, this.current].find((id) => ids.includes(id));
+      if (open) this.onOpen(open);
     };
     const finish = async () => {
       try {
@@ -373,8 +374,6 @@ export class History {
       seconds: UNDO_SECONDS, action: t("undo"), onAction: undo, onEnd: finish });
   }
 
-  // ---- several tiles
-
   #addSelection() {
     onClick("select", () => this.#setSelecting(!this.isSelecting));
     // Also those that have no tile; if all are picked already, none.
@@ -385,7 +384,7 @@ export class History {
       this.#endSelection();
       this.onCompare(...ids);
     });
-    byId("history").addEventListener("keydown", ({ key }) => {
+    listen("history", "keydown", ({ key }) => {
       if (key === "Escape" && this.isSelecting) this.#endSelection();
     });
     onClick("selection-zip", () => this.#downloadZip());

@@ -8,10 +8,11 @@ import { Picture } from "./picture.js";
 import { retry } from "./retry.js";
 import { t } from "./text.js";
 import { createThumbnail } from "./thumbnail.js";
+import { showToast } from "./toast.js";
 
 const MAX_OWN = 12;  // tiles of the user's own pictures; the oldest that is not chosen goes
 
-// Events: "change" when the choice changes, "uploaded" when one of the pictures is uploaded.
+// Events: "change" when the choice changes, "uploaded" when a picture is uploaded, "render".
 export class ImagePicker extends EventTarget {
   // kind: "photo" or "style", the prefix of its texts. max: how many may be chosen.
   constructor(root, { kind, max = 1 }) {
@@ -46,12 +47,10 @@ export class ImagePicker extends EventTarget {
 
   get label() { return t(`${this.kind}.title`); }
 
-  get hasPictures() { return this.pictures.length > 0; }
-
   // samples: pictures that are always there. The first is chosen unless another one is.
   setSamples(samples) {
     this.samples = samples;
-    if (!this.hasPictures) this.pictures = samples.slice(0, 1);
+    if (!this.pictures.length) this.pictures = samples.slice(0, 1);
     this.notifyChange();
   }
 
@@ -89,7 +88,7 @@ export class ImagePicker extends EventTarget {
   removePicture(picture) {
     this.own = this.own.filter((other) => other !== picture);
     this.pictures = this.pictures.filter((other) => other !== picture);
-    if (!this.hasPictures) this.pictures = [...this.own, ...this.samples].slice(0, 1);
+    if (!this.pictures.length) this.pictures = [...this.own, ...this.samples].slice(0, 1);
     this.notifyChange();
   }
 
@@ -113,7 +112,7 @@ export class ImagePicker extends EventTarget {
       if (!isKept()) return;
       this.own = this.own.filter((other) => other !== picture);
       this.pictures = this.pictures.filter((other) => other !== picture);
-      if (!this.hasPictures) this.pictures = previous;
+      if (!this.pictures.length) this.pictures = previous;
       this.notifyChange();
       this.errors.push(t("pictureNamed", { kind: picture.name, name: error.message }));
       this.showErrors();
@@ -133,6 +132,7 @@ export class ImagePicker extends EventTarget {
     const failing = this.pictures.find((picture) => picture.error && !picture.digest);
     this.status.textContent = failing ? failing.error : text;
     setVisible(this.status, this.status.textContent);
+    this.dispatchEvent(new Event("render"));
   }
 
   imageOf(picture) { return this.#renderTile(picture).querySelector("img"); }
@@ -158,7 +158,12 @@ export class ImagePicker extends EventTarget {
     createElement("span", { className: "caption name", textContent: title }));
     const tile = createElement("div", { className: `tile ${isOwn ? "own" : "sample"}` }, button);
     if (!isOwn) return tile;
-    const remove = () => { this.removePicture(picture); this.button.focus(); };
+    const remove = () => {
+      this.removePicture(picture);
+      this.button.focus();
+      showToast(t("removed", { name }), {
+        action: t("undo"), onAction: () => this.setPictures([picture]) });
+    };
     button.addEventListener("keydown", ({ key }) => { if (key === "Delete") remove(); });
     tile.append(createElement("button", {
       type: "button", className: "remove", textContent: "✕", onclick: remove,

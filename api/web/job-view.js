@@ -5,20 +5,21 @@ import { getBlob, sendJson } from "./api.js";
 import { LossChart } from "./chart.js";
 import { buildCommand } from "./curl.js";
 import {
-  announce, byId, downloadBlob, setText, setValueText, setVisible,
-  showBlob, showError,
+  announce, byId, downloadBlob, listen, setText, setValueText, setVisible, showBlob,
+  showError,
 } from "./dom.js";
 import { labelOf, nameValue } from "./form.js";
 import { FramePlayer } from "./frames.js";
 import { nameFile, nameStatus, titleOf } from "./history.js";
 import { followJob, hasEnded, hasExpiredImages, newestPicture } from "./job-stream.js";
 import { closeLayer, openLayer } from "./layers.js";
-import { fetchForScreen, TILE_PX } from "./picture.js";
+import { fetchCopy, TILE_PX } from "./picture.js";
 import { retry } from "./retry.js";
 import { form, toRequest } from "./schema.js";
 import { createKey } from "./submit-view.js";
 import { describeError, formatDate, formatDuration, formatNumber, formatPercent, t } from "./text.js";
 import { showToast } from "./toast.js";
+import { noteChange } from "./touch.js";
 
 const PREVIEW_TIMEOUT_SECONDS = 60;
 
@@ -36,11 +37,10 @@ export class JobView {
       onFrame: (frame) => this.viewer.showFrame(frame),
       onError: (error) => this.showError(error.message),
     });
-    const onClick = (id, action) =>
-      byId(id).addEventListener("click", () => this.#run(id, action));
+    const onClick = (id, action) => listen(id, "click", () => this.#run(id, action));
     onClick("stop", () => this.#cancel());
     onClick("cancel", async () => { await this.#cancel(); this.onReuse(this.job); });
-    onClick("download", () => this.#download());
+    onClick("download", async () => { await this.#download(); showToast(t("saved")); });
     onClick("share", () => this.#share());
     onClick("reuse", () => this.onReuse(this.job));
     onClick("as-photo", () => this.onReuse(this.job, "photo"));
@@ -50,13 +50,13 @@ export class JobView {
     onClick("pin", () => this.#change("PATCH", this.job.links.self, { pinned: !this.job.pinned }));
     onClick("delete", () => this.onDelete(this.job));
     onClick("show-command", () => this.#showCommand());
-    byId("close-command").addEventListener("click", closeDialog);
-    byId("command-dialog").addEventListener("close", () => closeLayer(closeDialog));
+    listen("close-command", "click", closeDialog);
+    listen("command-dialog", "close", () => closeLayer(closeDialog));
     onClick("copy", copyCommand);
     onClick("timelapse", () => this.frames.downloadTimelapse());
     onClick("notify", () => this.#askToNotify());
-    byId("strength").addEventListener("input", () => this.#showStrength());
-    byId("strength").addEventListener("change", () => this.#updateStrength());
+    listen("strength", "input", () => this.#showStrength());
+    listen("strength", "change", () => this.#updateStrength());
   }
 
   // Runs an action of the user, named by its button: many clicks are one action. Its error is not
@@ -65,6 +65,7 @@ export class JobView {
     const { closing: { signal }, running } = this;
     if (running.has(name)) return;
     running.add(name);
+    byId(name).ariaBusy = true;
     this.showError();
     try {
       await action();
@@ -73,7 +74,10 @@ export class JobView {
       if (error.code === "job_not_found") return this.#showMissing(error);  // as by another tab
       this.showError(error.message);
       for (const id of ["stop", "cancel"]) byId(id).disabled = false;
-    } finally { running.delete(name); }
+    } finally {
+      running.delete(name);
+      byId(name).ariaBusy = null;
+    }
   }
 
   async open(id) {
@@ -90,24 +94,32 @@ export class JobView {
 
   #showMissing(error) {
     const { id } = this, isMissing = error.status === 404;
+    this.#showNothing(id, t(isMissing ? "status.missing" : "failed"),
+      isMissing ? t("missingHint") : error.message);
+    if (isMissing) this.onMissing(id);
+  }
+
+  // While the message about it offers to undo.
+  showDeleted(id) { this.#showNothing(id, t("deleted")); }
+
+  #showNothing(id, status, details = "") {
     this.close();
     this.#clear(id);
     this.viewer.clear();
-    const status = t(isMissing ? "status.missing" : "failed");
     setText("status", status);
     document.title = `${status} · Impasto`;
-    setText("details", isMissing ? t("missingHint") : error.message);
+    setText("details", details);
     setText("canvas-title", t("tagline"));
     byId("stage").classList.add("empty");
     announce(status);
     setVisible("chart", false);
-    if (isMissing) this.onMissing(id);
   }
 
   close() {
     this.closing?.abort();
     this.frames.clear();
     byId("stage").classList.remove("waiting", "empty");
+    byId("stage").ariaBusy = null;
     setVisible("canvas-progress", false);
   }
 
@@ -132,6 +144,7 @@ export class JobView {
     const previous = this.job, { signal } = this.closing;
     if (signal.aborted || this.id !== job.id) return;  // another job is open by now
     if (previous?.version > job.version) return;  // a newer state has overtaken this one
+    if (!previous || hasEnded(previous) !== hasEnded(job)) noteChange();  // other buttons
     const hadFocus = byId("running-controls").contains(document.activeElement);
     this.job = job;
     if (!previous) {
@@ -150,19 +163,23 @@ export class JobView {
     if (hadFocus) byId("status").focus({ preventScroll: true });  // the button is hidden now
   }
 
-  // Shows the photo at once, so that the picture has its place from the beginning; and the styles.
+  // Shows the photo and the styles.
   async #showInputs(job, signal) {
-    const { content, styles } = job.input;
-    const load = async (digest, fetch) => this.findPicture(digest)
-      ?? retry(() => fetch(digest), { signal }).catch(() => null);
-    this.photo = load(content, (digest) => fetchForScreen(digest, signal)).then((blob) => {
-      if (signal.aborted || !blob) return null;
-      this.viewer.showPhoto(blob, t("thePhoto"));
-      return blob;
-    });
-    if (!this.findPicture(content) && !this.viewer.hasPhoto) this.viewer.clear();
-    const fetchSmall = (digest) => getBlob(`v1/images/${digest}?width=${TILE_PX}`, { signal });
-    const blobs = await Promise.all(styles.map((digest) => load(digest, fetchSmall)));
+    const { viewer, loaded } = this, { content, styles, spec } = job.input;
+    const load = async (digest, width) => this.findPicture(digest)
+      ?? retry(() => fetchCopy(digest, width, { signal }), { signal }).catch(() => null);
+    const show = (blob) => {
+      if (signal.aborted || !blob) return;
+      this.loaded = { content, blob };
+      viewer.showPhoto(blob, t("thePhoto"), { isUnder: Boolean(viewer.result) });
+    };
+    const known = this.findPicture(content) ?? (loaded?.content === content && loaded.blob);
+    // As sharp as the result, and as the screen.
+    const width = Math.max(spec.size, Math.ceil(viewer.stage.clientWidth * devicePixelRatio));
+    if (known) viewer.removePainting();
+    else viewer.clear();
+    this.photo = known ? show(known) : load(content, width).then(show);
+    const blobs = await Promise.all(styles.map((digest) => load(digest, TILE_PX)));
     if (signal.aborted) return;
     const images = blobs.filter(Boolean).map((blob) => showBlob(blob, t("theStyle")));
     byId("job-styles").replaceChildren(...images);
@@ -210,7 +227,7 @@ export class JobView {
     byId("notify").ariaPressed = this.notifyId === job.id;
     setVisible("result-controls", isOver && hasResult);
     setVisible("ended-controls", isOver);
-    for (const id of ["as-photo", "as-style", "pin", "share"]) setVisible(id, hasResult);
+    for (const id of ["as-photo", "as-style", "pin"]) setVisible(id, hasResult);
     const canReuse = !hasExpiredImages(job);
     for (const id of ["reuse", "another"]) setVisible(id, canReuse);
     setText("another", t(hasResult ? "another" : "tryAgain"));
@@ -239,27 +256,29 @@ export class JobView {
     }
     const { scale } = this.job?.progress ?? {}, size = this.scales[scale - 1];
     const last = this.scales.at(-1);
-    if (!size) setText("stop-hint", t("stopSizeUnknown"));
-    else if (size === last) setText("stop-hint", t("stopFullSize", size));
-    else {
-      setText("stop-hint", t("stopSize", {
-        ...size, full: t("pixels", { width: last.width, height: last.height }) }));
-    }
+    const key = size === last ? "stopFullSize" : "stopSize";
+    setText("stop-hint", size
+      ? t(key, { ...size, full: t("pixels", last) }) : t("stopSizeUnknown"));
   }
 
   // Downloads one picture at a time. When it is shown, the newest is next, if that is another.
   async #showPicture(signal) {
-    byId("stage").classList.toggle("waiting", !this.picture && !hasEnded(this.job));
+    const stage = byId("stage");
+    stage.classList.toggle("waiting", !this.picture && !hasEnded(this.job));
     if (this.fetching === signal) return;
     this.fetching = signal;
+    if (hasEnded(this.job)) {
+      stage.ariaBusy = true;
+      setVisible("canvas-progress", true);
+    }
     try {
-      await this.photo;
-      if (!this.picture && !signal.aborted) this.viewer.removePainting();
       while (!signal.aborted && await this.#showNewest(signal));
     } catch (error) {
       if (!signal.aborted) this.showError(error.message);
     }
-    if (this.fetching === signal) this.fetching = null;
+    if (signal.aborted) return;
+    this.fetching = stage.ariaBusy = null;
+    setVisible("canvas-progress", !hasEnded(this.job));
   }
 
   // Shows the newest picture. Returns false if it is shown already, or if there is none. The result
@@ -270,6 +289,7 @@ export class JobView {
     const { name, address } = picture;
     if (job.links.result) {
       const fetchResult = () => getBlob(address, { signal });
+      if (!this.viewer.result) this.#showSmall(`${address}?format=webp&width=${TILE_PX}`, signal);
       const blob = await retry(fetchResult, { signal, onError: this.showError });
       signal.throwIfAborted();
       await this.viewer.showPainting(blob, titleOf(job.id));
@@ -285,6 +305,12 @@ export class JobView {
     this.picture = name;
     byId("stage").classList.remove("waiting");
     return true;
+  }
+
+  // A small copy of the result is here much earlier.
+  async #showSmall(address, signal) {
+    const blob = await getBlob(address, { signal }).catch(() => null);
+    if (blob && !this.viewer.result) this.viewer.showPainting(blob, titleOf(this.id));
   }
 
   #showStrength() {
@@ -341,10 +367,11 @@ export class JobView {
   // The picture as it is shown, without a request where possible: a browser lets the page share
   // only for a short time after a click.
   async #encode(format) {
-    const { viewer, job } = this, type = `image/${format}`;
-    if (byId("blend").value < 100 && viewer.hasPhoto) return viewer.encodeBlend(type);
-    const isShown = this.picture === job.outputs[0].id && viewer.result.type === type;
-    return isShown ? viewer.result : getBlob(`${job.links.result}?format=${format}`);
+    const { viewer, job } = this, type = `image/${format}`, isBlend = byId("blend").value < 100;
+    const isShown = this.picture === job.outputs[0].id && (isBlend || viewer.result.type === type);
+    const result = isShown ? viewer.result : await getBlob(`${job.links.result}?format=${format}`);
+    if (isBlend) await this.photo;
+    return isBlend && viewer.hasPhoto ? viewer.encodeBlend(result, type) : result;
   }
 
   async #download() {

@@ -4,7 +4,8 @@
 
 import { getBlob } from "./api.js";
 import {
-  announce, byId, createElement, encodeCanvas, onClick, setText, setValueText, setVisible, showError,
+  announce, byId, createElement, encodeCanvas, listen, onClick, setText, setValueText, setVisible,
+  showError,
 } from "./dom.js";
 import { closeLayer, openLayer } from "./layers.js";
 import { Picture } from "./picture.js";
@@ -33,14 +34,16 @@ export class MaskEditor extends EventTarget {
     this.#reset();
     this.overlay = byId("mask-overlay");
     let lastPhoto = null;
-    photo.addEventListener("change", () => {
-      if (lastPhoto && lastPhoto !== photo.pictures[0]) {
-        this.#reset({ style: this.state.style });
+    listen(photo, "change", () => {
+      const [current] = photo.pictures;
+      if (lastPhoto && lastPhoto !== current) {
+        lastPhoto.masks = this.state.photo;  // until it is chosen again
+        this.#reset({ style: this.state.style, photo: current.masks });
         this.render();
       }
-      lastPhoto = photo.pictures[0];
+      lastPhoto = current;
     });
-    style.addEventListener("change", () => this.render());
+    listen(style, "change", () => this.render());
     onClick("open-mask", () => (this.isOpen ? this.close() : this.open()));
     onClick("remove-mask", () => { this.clear(); byId("open-mask").focus(); });
     onClick("mask-done", () => { this.close(); byId("open-mask").focus(); });
@@ -51,8 +54,8 @@ export class MaskEditor extends EventTarget {
     onClick("mask-undo", () => this.#restore(this.done, this.undone));
     onClick("mask-redo", () => this.#restore(this.undone, this.done));
     onClick("mask-import", () => byId("mask-file").click());
-    byId("mask-file").addEventListener("change", () => this.#import());
-    byId("canvas").addEventListener("keydown", (event) => {
+    listen("mask-file", "change", () => this.#import());
+    listen("canvas", "keydown", (event) => {
       if (!this.isOpen || !(event.ctrlKey || event.metaKey) || event.key.toLowerCase() !== "z") return;
       event.preventDefault();
       byId(event.shiftKey ? "mask-redo" : "mask-undo").click();
@@ -61,7 +64,7 @@ export class MaskEditor extends EventTarget {
       setValueText(byId("brush-width"), t("percent", { n: byId("brush-width").value }));
       this.#setBrush();
     };
-    byId("brush-width").addEventListener("input", showWidth);
+    listen("brush-width", "input", showWidth);
     showWidth();
     this.#addBrush();
   }
@@ -261,10 +264,12 @@ export class MaskEditor extends EventTarget {
     });
   }
 
-  // Draws with a finger or a mouse; or with the arrow keys, and the space bar or Shift to paint.
+  // Draws with a finger or a mouse; or with the arrow keys, and the space bar or Shift to paint. Two
+  // fingers zoom instead.
   #addBrush() {
     const layer = byId("mask-layer");
-    let position = { x: 0.5, y: 0.5 };
+    const pressed = new Set();  // the ids of the pointers
+    let position = { x: 0.5, y: 0.5 }, drawing = null;
     const moveTo = (to, isDrawing, from = position) => {
       if (isDrawing) this.#drawLine(to, from);
       position = to;
@@ -274,17 +279,25 @@ export class MaskEditor extends EventTarget {
       const { left, top, width, height } = layer.getBoundingClientRect();
       return { x: (clientX - left) / width, y: (clientY - top) / height };
     };
-    layer.addEventListener("pointerdown", (event) => {
+    listen(layer, "pointerdown", (event) => {
       if (event.button) return;
       layer.setPointerCapture(event.pointerId);
+      const isFirst = pressed.add(event.pointerId).size === 1;
+      if (!isFirst && drawing) this.state = this.done.pop();
+      drawing = isFirst ? event.pointerId : null;
+      if (!isFirst) return this.render();
       this.#remember();
       moveTo(locate(event), true, locate(event));
     });
-    layer.addEventListener("pointermove", (event) => {
-      moveTo(locate(event), layer.hasPointerCapture(event.pointerId));
+    listen(layer, "pointermove", (event) => {
+      if (pressed.size < 2) moveTo(locate(event), drawing === event.pointerId);
     });
-    layer.addEventListener("pointerup", () => this.notifyChange());
-    layer.addEventListener("keydown", (event) => {
+    listen(layer, "pointerup pointercancel", ({ pointerId }) => {
+      pressed.delete(pointerId);
+      drawing = null;
+      this.notifyChange();
+    });
+    listen(layer, "keydown", (event) => {
       const step = STEPS[event.key];
       if (!step) return;
       event.preventDefault();
@@ -334,7 +347,7 @@ export class MaskEditor extends EventTarget {
 
   // Uploads the masks; returns one digest per style, for the sides that have a mask. A style
   // without a mask gets a white one, because the service takes all or none.
-  async uploadMasks() {
+  async upload() {
     const names = { photo: "masks", style: "style_masks" }, { pictures } = this.style;
     const sides = SIDES.filter((side) => pictures.some((one) => this.state[side].has(one)));
     return Object.fromEntries(await Promise.all(sides.map(async (side) => {
@@ -344,7 +357,7 @@ export class MaskEditor extends EventTarget {
     })));
   }
 
-  // Makes the next call of `uploadMasks` upload them again.
+  // Makes the next call of `upload` upload them again.
   forgetUploads() {
     for (const side of SIDES) for (const canvas of this.state[side].values()) canvas.digest = null;
   }

@@ -44,7 +44,7 @@ export class Picture {
 
   async #prepare() {
     this.screen = await shrinkForScreen(this.file)
-      ?? await this.upload().then(fetchCopy).catch(() => this.file);
+      ?? await this.upload().then((digest) => fetchCopy(digest)).catch(() => this.file);
   }
 
   // The name for titles: "the_scream.jpg" is "the scream".
@@ -151,15 +151,9 @@ async function shrinkForScreen(blob) {
   } catch { return null; }
 }
 
-// A picture that the service has, and this browser cannot read, such as HEIC or TIFF.
-const fetchCopy = (digest, signal) =>
-  getBlob(`v1/images/${digest}?width=${SCREEN_SIDE}`, { signal });
-
-// Returns what the page shows of a picture that the service has.
-export async function fetchForScreen(digest, signal) {
-  const blob = await getBlob(`v1/images/${digest}`, { signal });
-  return await shrinkForScreen(blob) ?? fetchCopy(digest, signal);
-}
+// Fetches a small copy of a picture that the service has, which every browser can read.
+export const fetchCopy = (digest, width = SCREEN_SIDE, options = {}) =>
+  getBlob(`v1/images/${digest}?width=${Math.min(width, SCREEN_SIDE)}`, options);
 
 // Returns width and height without decoding the pixels.
 async function measure(blob) {

@@ -1,7 +1,7 @@
 // The editor: a photo, styles, parameters, and a button that submits the job.
 
 import { sendJson } from "./api.js";
-import { byId, onClick, setText, setVisible, showError } from "./dom.js";
+import { byId, listen, onClick, setText, setVisible, showError } from "./dom.js";
 import { loadDraft, saveDraft } from "./drafts.js";
 import { showEstimate } from "./estimate.js";
 import { ParameterForm } from "./form.js";
@@ -27,7 +27,8 @@ export const createKey = () => crypto.getRandomValues(new Uint32Array(4)).join("
 export class SubmitView {
   // onSubmitted(job): shows the new job. onTryAll(): drafts in all sample styles.
   constructor(viewer, { onSubmitted, onTryAll }) {
-    Object.assign(this, { viewer, onSubmitted, isOpen: false, isSending: false, isRevealed: false });
+    Object.assign(this, { viewer, onSubmitted, isOpen: false, isRevealed: false });
+    this.sending = null;  // ends the submission that runs
     // The first screen needs no request for an estimate: it comes with the first sign of the user.
     this.isInUse = false;
     this.photo = new ImagePicker(byId("photo"), { kind: "photo" });
@@ -41,24 +42,25 @@ export class SubmitView {
     onClick("mix-styles", () => this.setMixing(!this.style.isMixing));
     onClick("try-all", onTryAll);
     onClick("auto-regions", () => this.parameters.toggleRegions());
+    onClick("cancel-submit", () => { this.stopSending(); showError("submit-error"); });
     onClick("welcome-choose", () => this.photo.button.click());
-    byId("submit-form").addEventListener("submit", (event) => {
+    listen("submit-form", "submit", (event) => {
       event.preventDefault();
       this.submit();
     });
     // The browser shows an invalid field only if its part of the form is visible.
-    byId("submit-form").addEventListener("invalid", () => showTab("adjust"), true);
+    listen("submit-form", "invalid", () => showTab("adjust"), true);
     for (const button of document.querySelectorAll("#tabs button")) {
-      button.addEventListener("click", () => showTab(button.dataset.tab));
+      listen(button, "click", () => showTab(button.dataset.tab));
     }
-    for (const type of ["pointermove", "pointerdown", "keydown"]) {
-      addEventListener(type, () => this.#startUse(), { once: true, passive: true });
-    }
+    listen(window, "pointermove pointerdown keydown", () => this.#startUse(), {
+      once: true, passive: true });
     for (const source of [...this.pickers, this.styleWeights, this.masks]) {
-      source.addEventListener("change", () => this.update());
+      listen(source, "change", () => this.update());
     }
     for (const picker of this.pickers) {
-      picker.addEventListener("uploaded", () => {
+      listen(picker, "render", () => this.#showSending());
+      listen(picker, "uploaded", () => {
         this.showPicture();
         this.updateEstimate();
         this.#save();
@@ -97,9 +99,10 @@ export class SubmitView {
     const empty = EMPTY_PRESETS.map((i) => createThumbnail({ row: gallery.length + i, rows }));
     byId("history-empty").prepend(...empty);
     if (!this.isReused) await this.#restoreDraft().catch(() => {});  // a damaged one
-    this.parameters.addEventListener("change", () => this.update());
+    listen(this.parameters, "change", () => this.update());
     this.update();
     this.isLoaded = true;
+    this.showPicture();
   }
 
   setMixing(isMixing) {
@@ -114,6 +117,7 @@ export class SubmitView {
   update() {
     byId("mix-styles").ariaPressed = this.style.isMixing;
     byId("auto-regions").ariaPressed = this.parameters?.hasRegions ?? false;
+    this.stopSending();  // what is on the screen now is something else
     showError("submit-error");
     this.showPicture();
     if (this.isLoaded) this.isInUse = true;
@@ -132,7 +136,7 @@ export class SubmitView {
   // Shows the photo on the canvas; for samples, the painting that they would become.
   showPicture() {
     const [photo] = this.photo.pictures, [style] = this.style.pictures, { viewer } = this;
-    if (!this.isOpen || !photo || !style) return;
+    if (!this.isOpen || !this.isLoaded || !photo || !style) return;
     const shownStyle = this.masks.shownStyle, shown = shownStyle ?? photo;
     if (!shown.source && !shown.screen) return shown.prepare().then(() => this.showPicture());
     const isSample = Boolean(photo.source && style.source && this.style.pictures.length === 1
@@ -190,42 +194,55 @@ export class SubmitView {
   }
 
   async submit() {
-    if (this.isSending || !this.isLoaded) return;
-    this.isSending = byId("submit-job").disabled = true;
+    if (this.sending || !this.isLoaded) return;
+    const { signal } = this.sending = new AbortController();
+    this.#showSending();
     try {
       const [photo, ...styles] = this.pictures.map(({ title }) => title);
-      const job = await this.#send(this.pictures, this.options);
+      const job = await this.#send(this.pictures, this.options, signal);
+      if (signal.aborted) return void await sendJson("POST", job.links.cancel);
       setNames(job.id, { content: photo, styles });
+      this.stopSending();
       this.onSubmitted(job);
     } catch (error) {
+      if (signal.aborted) return;
+      this.stopSending();
       onError(error.message);
       if (error.parameter) showTab("adjust");
       this.parameters.focus(error.parameter);
-    } finally { this.isSending = byId("submit-job").disabled = false; }
+    }
   }
 
-  // Uploads what is not uploaded yet, and repeats that while the service does not answer.
-  uploadAll(pictures) {
-    return Promise.all([
-      retry(() => this.masks.uploadMasks(), { onError }),
-      ...pictures.map((picture) => retry(() => picture.upload(), { onError })),
-    ]);
+  stopSending() {
+    this.sending?.abort();
+    this.sending = null;
+    this.#showSending();
   }
 
-  // If the response is lost, the request is repeated with its key: it is one job. If the service
-  // has deleted an upload, all are uploaded again, once.
-  async #send(pictures, options) {
+  #showSending() {
+    const isSending = byId("submit-job").disabled = Boolean(this.sending);
+    const uploading = this.pictures.find(({ isReady }) => !isReady);
+    setText("sending-state", uploading?.describe() ?? t("preparing"));
+    setVisible("sending", isSending);
+    setVisible("estimate", !isSending);
+  }
+
+  // Uploads what is not uploaded yet, and submits. If the response is lost, the request is repeated
+  // with its key: it is one job. If the service has deleted an upload, all are uploaded again, once.
+  async #send(pictures, options, signal) {
     const key = createKey();
     const isFinal = ({ code, status }) =>
       code !== "unreachable" && (code !== "unknown" || status < 500);
     pictures[0].requireSide(options.spec.size ?? form.parameters.size.default);
     for (let tries = 0; ; tries++) {
-      const [masks, content, ...styles] = await this.uploadAll(pictures);
+      const [masks, content, ...styles] = await Promise.all([this.masks, ...pictures].map(
+        (source) => retry(() => source.upload(), { signal, onError })));
+      signal.throwIfAborted();
       const body = { content, styles, ...options, ...masks };
       const headers = { "Idempotency-Key": key + tries };
       const submit = async () => (await sendJson("POST", "v1/jobs", body, headers)).json();
       try {
-        return await retry(submit, { isFinal, onError });
+        return await retry(submit, { signal, isFinal, onError });
       } catch (error) {
         if (!["image_not_found", "image_damaged"].includes(error.code) || tries) throw error;
         pictures.forEach((picture) => picture.forgetUpload());
@@ -258,10 +275,10 @@ export class SubmitView {
       find(this.photo, content, names?.content ?? t("photo.title")),
       ...styles.map((digest, i) => find(this.style, digest, styleName(i))),
     ]);
-    this.masks.clear();
     this.style.isMixing = chosen.length > 1;
     this.photo.setPictures([photo]);
     this.style.setPictures(chosen, { append: false });
+    this.masks.clear();
     if (chosen.length > 1) this.styleWeights.setWeights(chosen, spec.style_weights);
     this.initImage = initImage;
     this.parameters.setSpec(spec);

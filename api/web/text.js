@@ -29,6 +29,7 @@ export function addLanguageSwitch(button) {
   const other = Object.keys(LANGUAGES).find((name) => name !== language);
   Object.assign(button, { textContent: LANGUAGES[other], lang: other });
   button.addEventListener("click", () => {
+    if (performance.now() < 700) return;  // the second of two taps, after the reload
     deviceStorage.set(STORAGE_NAME, other);
     location.reload();
   });

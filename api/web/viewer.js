@@ -1,16 +1,21 @@
 // The picture on the canvas: the photo below, the painting above it, in one place. It zooms, pans
-// and compares. It does not know where the pictures are from.
+// and compares.
 
 import {
-  announce, byId, createElement, encodeCanvas, hideBlob, makeRoving, onClick, setText, setValueText,
-  setVisible, showBlob,
+  announce, byId, createElement, encodeCanvas, hideBlob, listen, makeRoving, onClick, setText,
+  setValueText, setVisible, showBlob,
 } from "./dom.js";
 import { closeLayer, openLayer } from "./layers.js";
 import { formatPercent, t } from "./text.js";
 
 const MAX_ZOOM = 16, ZOOM_STEP = 1.5, HOLD_MS = 220, MOVE_PX = 5, PAN_STEP = 60, GRIP_PX = 44;
+const TAP_MS = 300;  // then no second tap follows
 
-const exitFullScreen = () => { if (document.fullscreenElement) document.exitFullscreen(); };
+const exitFullScreen = () => {
+  byId("canvas").classList.remove("large");
+  if (document.fullscreenElement) document.exitFullscreen();
+  closeLayer(exitFullScreen);
+};
 
 export class Viewer {
   constructor() {
@@ -21,29 +26,32 @@ export class Viewer {
     Object.assign(this, { pointers: new Map(), ratio: 4 / 3, result: null, zoom: 1, x: 0, y: 0 });
     this.isSplit = false;
     this.clear();
-    this.divider.addEventListener("input", () => this.render());
-    this.blend.addEventListener("input", () => this.render());
+    listen(this.divider, "input", () => this.render());
+    listen(this.blend, "input", () => this.render());
     new ResizeObserver(() => this.render()).observe(stage);
     onClick("zoom-in", () => this.zoomBy(ZOOM_STEP));
     onClick("zoom-out", () => this.zoomBy(1 / ZOOM_STEP));
     onClick("zoom", () => this.toggleFullSize());
-    onClick("side-by-side", () => { this.isSplit = !this.isSplit; this.fit(); });
-    onClick("full-screen", () => this.toggleFullScreen());
-    setVisible("full-screen", document.fullscreenEnabled);
-    document.addEventListener("fullscreenchange", () => {
-      if (!document.fullscreenElement) closeLayer(exitFullScreen);
+    onClick("side-by-side", () => {
+      this.isSplit = !this.isSplit;
+      this.showOriginal(false);
+      this.fit();
     });
-    this.#addHold(byId("hold"));
+    onClick("full-screen", () => this.toggleFullScreen());
+    listen(document, "fullscreenchange", () => {
+      if (!document.fullscreenElement) exitFullScreen();
+    });
+    onClick("hold", () => this.showOriginal(byId("hold").ariaPressed !== "true"));
     this.#addHandle(stage.querySelector(".handle"));
     this.#addPointers();
-    byId("canvas").addEventListener("keydown", (event) => this.#onKey(event));
-    this.updateTools = makeRoving(byId("viewer-tools"));
+    listen("canvas", "keydown", (event) => this.#onKey(event));
+    makeRoving(byId("viewer-tools"));
   }
 
-  // Shows a photo: a blob or an address. It stays when it is shown already.
-  showPhoto(source, alt, { width, height } = {}) {
+  // Shows a photo: a blob or an address, under its painting or alone. It stays if it is shown.
+  showPhoto(source, alt, { width, height, isUnder = false } = {}) {
     if (this.photoSource === source) return;
-    this.clear();
+    if (!isUnder) this.clear();
     this.photoSource = source;
     if (width) this.ratio = width / height;
     this.#load(this.before, source, alt).then(() => {
@@ -64,6 +72,7 @@ export class Viewer {
 
   removePainting() {
     this.result = null;
+    this.showOriginal(false);
     hideBlob(this.after);
     this.setDivider(0);
   }
@@ -102,6 +111,7 @@ export class Viewer {
     this.result = this.photoSource = null;
     for (const image of [this.before, this.after]) hideBlob(image);
     this.blend.value = 100;
+    this.showOriginal(false);
     this.fit();
     this.setDivider(0);
   }
@@ -163,6 +173,7 @@ export class Viewer {
     set("x", `${this.x}px`);
     set("y", `${this.y}px`);
     set("zoom", this.zoom);
+    set("ratio", this.ratio);
     const divider = isCompared ? left + share * (right - left) : 0;
     const grip = Math.min(right - GRIP_PX / 2, Math.max(left + GRIP_PX / 2, divider));
     set("divider", `${divider}px`);
@@ -180,12 +191,11 @@ export class Viewer {
     setText("zoom-level", this.zoom === 1 ? t("fit") : formatPercent(this.zoom / this.fullZoom));
     byId("zoom-out").ariaDisabled = this.zoom === 1;
     setVisible("viewer-tools", this.hasPainting || this.hasPhoto);
-    setVisible("hold", isCompared && !this.isSplit);
-    setVisible("side-by-side", isCompared);
+    byId("hold").disabled = !isCompared || this.isSplit;
+    byId("side-by-side").disabled = !isCompared;
     byId("side-by-side").ariaPressed = this.isSplit;
     setValueText(this.divider, t("dividerValue", { percent: formatPercent(share) }));
     setValueText(this.blend, formatPercent(this.blend.value / 100));
-    this.onRender?.();
   }
 
   // Keeps the point of the stage where it is; without one, the center.
@@ -213,12 +223,12 @@ export class Viewer {
   }
 
   toggleFullScreen() {
-    if (document.fullscreenElement) return exitFullScreen();
+    const canvas = byId("canvas");
+    if (canvas.matches(".large")) return exitFullScreen();
     openLayer(exitFullScreen);
-    byId("canvas").requestFullscreen().catch(() => closeLayer(exitFullScreen));
+    canvas.classList.add("large");  // for phones that have no full screen
+    canvas.requestFullscreen?.().catch(() => {});
   }
-
-  // ---- input
 
   #locate({ clientX, clientY }) {
     const { left, top } = this.stage.getBoundingClientRect();
@@ -227,20 +237,7 @@ export class Viewer {
 
   showOriginal(isShown) {
     this.stage.classList.toggle("original", isShown && this.isCompared);
-  }
-
-  // While the button is pressed, the original is shown.
-  #addHold(button) {
-    const set = (isShown) => () => this.showOriginal(isShown);
-    button.addEventListener("pointerdown", set(true));
-    for (const name of ["pointerup", "pointercancel", "pointerleave", "blur"]) {
-      button.addEventListener(name, set(false));
-    }
-    button.addEventListener("keydown", ({ key }) => {
-      if (key === " " || key === "Enter") this.showOriginal(true);
-    });
-    button.addEventListener("keyup", set(false));
-    button.addEventListener("contextmenu", (event) => event.preventDefault());
+    byId("hold").ariaPressed = isShown;
   }
 
   #addHandle(handle) {
@@ -250,14 +247,14 @@ export class Viewer {
       const left = Math.max(0, this.x), right = Math.min(this.stage.clientWidth, this.x + width);
       this.setDivider(Math.min(100, Math.max(0, 100 * (x - left) / (right - left))));
     };
-    handle.addEventListener("pointerdown", (event) => {
+    listen(handle, "pointerdown", (event) => {
       if (event.button) return;
       this.isTouched = true;
       handle.setPointerCapture(event.pointerId);
     });
-    handle.addEventListener("pointermove", follow);
+    listen(handle, "pointermove", follow);
     // Else the browser would drag the picture that the curtain uncovers.
-    handle.addEventListener("mousedown", (event) => {
+    listen(handle, "mousedown", (event) => {
       event.preventDefault();
       this.divider.focus({ preventScroll: true });
     });
@@ -268,22 +265,23 @@ export class Viewer {
     let holdTimer = null, distance = 0;
     const isOnPicture = ({ target }) => target === this.before || target === this.after;
     const endHold = () => { clearTimeout(holdTimer); this.showOriginal(false); };
-    stage.addEventListener("wheel", (event) => {
+    listen(stage, "wheel", (event) => {
       if (!this.hasPhoto && !this.hasPainting) return;
       if (this.zoom <= 1 && event.deltaY > 0) return;  // then the page scrolls
       event.preventDefault();
       const delta = event.deltaY * (event.deltaMode ? 20 : 1);
       this.zoomBy(Math.exp(-Math.max(-120, Math.min(120, delta)) / 300), this.#locate(event));
     }, { passive: false });
-    stage.addEventListener("pointerdown", (event) => {
+    listen(stage, "pointerdown", (event) => {
       this.isTouched = true;
-      if (event.button || !isOnPicture(event)) return;
+      const isOnMask = event.pointerType === "touch" && event.target.id === "mask-layer";
+      if (event.button || !isOnMask && !isOnPicture(event)) return;
       pointers.set(event.pointerId, this.#locate(event));
       distance = 0;
       // On a touch screen the same gesture opens the browser's menu, which saves the picture.
       if (event.pointerType === "mouse") holdTimer = setTimeout(() => this.showOriginal(true), HOLD_MS);
     });
-    addEventListener("pointermove", (event) => {
+    listen(window, "pointermove", (event) => {
       const from = pointers.get(event.pointerId);
       if (!from) return;
       const to = this.#locate(event);
@@ -295,24 +293,30 @@ export class Viewer {
         const span = (a) => Math.hypot(a.x - other.x, a.y - other.y) || 1;
         this.zoomBy(span(to) / span(from), { x: (to.x + other.x) / 2, y: (to.y + other.y) / 2 });
       }
-      if (this.zoom > 1) {
+      if (this.zoom > 1 && (other || event.target.id !== "mask-layer")) {
         const share = other ? 0.5 : 1;
         this.x += share * (to.x - from.x);
         this.y += share * (to.y - from.y);
         this.render();
       }
     });
-    const end = (event) => { pointers.delete(event.pointerId); endHold(); };
-    addEventListener("pointerup", end);
-    addEventListener("pointercancel", end);
+    const end = (event) => { if (pointers.delete(event.pointerId)) endHold(); };
+    listen(window, "pointerup pointercancel", end);
     // Zoomed, dragging pans; otherwise the picture can be dragged out of the page.
-    stage.addEventListener("dragstart", (event) => {
+    listen(stage, "dragstart", (event) => {
       endHold();
       if (this.zoom > 1) event.preventDefault();
       else pointers.clear();
     });
-    stage.addEventListener("dblclick", (event) => {
+    listen(stage, "dblclick", (event) => {
       if (isOnPicture(event)) this.toggleFullSize(this.#locate(event));
+    });
+    // A single tap enlarges.
+    let tapTimer = null;
+    listen(stage, "click", (event) => {
+      clearTimeout(tapTimer);
+      if (event.pointerType !== "touch" || event.detail > 1 || this.zoom > 1) return;
+      if (isOnPicture(event)) tapTimer = setTimeout(() => this.toggleFullScreen(), TAP_MS);
     });
   }
 
@@ -336,9 +340,9 @@ export class Viewer {
     this.render();
   }
 
-  // Encodes the blend of photo and result, of the result itself also while a frame is shown.
-  async encodeBlend(type) {
-    const result = await createImageBitmap(this.result), { width, height } = result;
+  // Encodes the blend of the photo and a result.
+  async encodeBlend(blob, type) {
+    const result = await createImageBitmap(blob), { width, height } = result;
     const canvas = createElement("canvas", { width, height }), context = canvas.getContext("2d");
     context.drawImage(this.before, 0, 0, width, height);
     context.globalAlpha = this.blend.value / 100;

@@ -77,6 +77,7 @@ def expect_end(page: Any, title: str = "Done") -> None:
     expect(page.locator("#result-controls")).to_be_visible()
     expect(page.locator("#stage img.after")).to_have_js_property("complete", True)
     expect(page.locator("#stage img.after")).to_have_attribute("src", re.compile("^blob:"))
+    expect(page.locator("#stage")).not_to_have_attribute("aria-busy", "true")
 
 
 def tile_of(page: Any, job_id: str) -> Any:

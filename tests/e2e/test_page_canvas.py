@@ -636,7 +636,9 @@ def test_share_hands_over_the_file_and_a_notification_comes_when_it_is_done(
     assert page.evaluate("window.notified") == ["Done"]
 
 
-def test_press_and_hold_shows_the_original(open_page: OpenPage, unusual_job: Any) -> None:
+def test_press_and_hold_shows_the_original_and_so_does_a_button(
+    open_page: OpenPage, unusual_job: Any
+) -> None:
     page = open_page(f"/j/{unusual_job.id}")
     expect_end(page)
     curtain = page.locator(".curtain")
@@ -645,16 +647,11 @@ def test_press_and_hold_shows_the_original(open_page: OpenPage, unusual_job: Any
     expect(curtain).to_be_hidden()
     page.mouse.up()
     expect(curtain).to_be_visible()
-    page.locator("#hold").hover()
-    page.mouse.down()
-    expect(curtain).to_be_hidden()
-    page.mouse.up()
-    expect(curtain).to_be_visible()
-    page.focus("#hold")
-    page.keyboard.down(" ")
-    expect(curtain).to_be_hidden()
-    page.keyboard.up(" ")
-    expect(curtain).to_be_visible()
+    for press in (lambda: page.click("#hold"), lambda: page.keyboard.press(" ")):
+        press()
+        expect(curtain).to_be_hidden()
+        press()
+        expect(curtain).to_be_visible()
 
 
 def test_the_time_lapse_plays_on_the_canvas(open_page: OpenPage, unusual_job: Any) -> None:
