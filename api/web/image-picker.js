@@ -161,7 +161,7 @@ export class ImagePicker extends EventTarget {
     const remove = () => {
       this.removePicture(picture);
       this.button.focus();
-      showToast(t("removed", { name }), {
+      showToast(t("removed", { name: title }), {
         action: t("undo"), onAction: () => this.setPictures([picture]) });
     };
     button.addEventListener("keydown", ({ key }) => { if (key === "Delete") remove(); });

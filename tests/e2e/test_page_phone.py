@@ -303,9 +303,9 @@ def test_a_photo_is_not_removed_by_a_slip_and_returns_with_its_mask(
     page.on("request", lambda one: uploads.append(one.url) if one.method == "POST" else None)
     page.touchscreen.tap(x - 20, y + 20)
     expect(page.locator("#photo .own")).to_have_count(0)
-    expect(page.locator("#toast")).to_contain_text("rotated.jpg is removed.")
+    expect(page.locator("#toast")).to_contain_text("rotated is removed.")
     page.tap("#toast button")
-    expect(page.locator("#photo [aria-pressed=true] .name")).to_have_text("rotated.jpg")
+    expect(page.locator("#photo [aria-pressed=true] .name")).to_have_text("rotated")
     expect(page.locator("#photo .status")).to_have_text("72 × 96 px")
     expect(page.locator("#mask-overlay")).to_be_visible()
     assert not [url for url in uploads if url.endswith("/v1/images")], "it is still there"
