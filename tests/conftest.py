@@ -43,6 +43,7 @@ GROUPS = {
     "tests/e2e/test_page_install.py": "install",
     "tests/e2e/test_page_layers.py": "page",
     "tests/e2e/test_page_operator.py": "page",
+    "tests/e2e/test_page_pictures.py": "page",
     "tests/e2e/test_page_job.py": "page",
     "tests/e2e/test_page_proxy.py": "page",
     "tests/e2e/test_page_submit.py": "page",

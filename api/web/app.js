@@ -74,6 +74,12 @@ loadTexts().then(() => {
       if (names) setNames(job.id, names);
       showJob(job);
     },
+    // Back to where the job was begun.
+    async onCanceled({ input, id, retried_from: source }) {
+      if (!source) await editor.reuse(input, getNames(id));
+      navigate(source ? resolveAddress(`j/${source}`) : ROOT.href);
+      showToast(t("canceled"));
+    },
     onDelete: (job) => films.remove([job.id]),
     onMissing: (id) => films.forget(id),
     onChange: (job) => films.update(job),

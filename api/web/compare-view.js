@@ -43,7 +43,7 @@ export class CompareView {
 
   async #show(shown) {
     this.shown = shown;
-    const titles = shown.map(({ job }) => titleOf(job.id)), { viewer } = this;
+    const titles = shown.map(({ job }) => titleOf(job)), { viewer } = this;
     setText("canvas-title", titles.join(" | "));
     this.#showDifferences(shown, titles);
     viewer.clear();

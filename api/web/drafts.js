@@ -1,7 +1,8 @@
-// The unsent draft: the chosen pictures, parameters and masks, in the browser's database, so that
-// they survive a reload. Where the browser forbids it, the draft lives as long as the page.
+// What survives a reload, in the browser's database: "current", the unsent draft (the chosen
+// pictures, parameters and masks), and "own", all pictures of the user. Where the browser forbids it,
+// they live as long as the page.
 
-const DATABASE = "impasto", STORE = "draft", KEY = "current";
+const DATABASE = "impasto", STORE = "draft";
 
 function open() {
   return new Promise((resolve, reject) => {
@@ -26,6 +27,6 @@ async function run(mode, action) {
   } catch { return null; }  // forbidden, full or damaged: the page works without it
 }
 
-export const loadDraft = () => run("readonly", (store) => store.get(KEY));
+export const loadDraft = (key) => run("readonly", (store) => store.get(key));
 
-export const saveDraft = (draft) => run("readwrite", (store) => store.put(draft, KEY));
+export const saveDraft = (key, draft) => run("readwrite", (store) => store.put(draft, key));

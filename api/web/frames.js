@@ -8,7 +8,7 @@ import { nameFile } from "./history.js";
 import { retry } from "./retry.js";
 import { t } from "./text.js";
 
-const FRAME_MS = 110, LAST_FRAME_MS = 1200;
+const PLAY_MS = 3500, MAX_FRAME_MS = 350, LAST_FRAME_MS = 1200;
 const VIDEO_TYPES = ["video/mp4;codecs=avc1.42E01E", "video/mp4"];
 
 export class FramePlayer {
@@ -52,12 +52,14 @@ export class FramePlayer {
     setValueText(byId("frame"), frame ? `${frame.iteration}/${last}` : t("result"));
     try {
       const blob = await this.#fetch(selected);
-      if (this.job === job && this.selected === selected) this.onFrame(blob);
+      if (this.job === job && this.selected === selected) await this.onFrame(blob);
     } catch (error) {
       blobs.delete(selected);
       if (this.job === job) this.onError(error);
     }
   }
+
+  get frameMs() { return Math.min(MAX_FRAME_MS, PLAY_MS / this.frames.length); }
 
   stop() { this.#setPlaying(null); }
 
@@ -74,7 +76,7 @@ export class FramePlayer {
     for (let i = 0; i <= this.frames.length && this.isPlaying === run; i++) {
       byId("frame").value = i;
       await this.#showSelected();
-      await new Promise((done) => setTimeout(done, FRAME_MS));
+      await new Promise((done) => setTimeout(done, this.frameMs));
     }
     if (this.isPlaying === run) this.stop();
   }
@@ -102,7 +104,7 @@ export class FramePlayer {
     recorder.start();
     for (const bitmap of bitmaps) {
       context.drawImage(bitmap, 0, 0, width, height);
-      const pause = bitmap === bitmaps.at(-1) ? LAST_FRAME_MS : FRAME_MS;
+      const pause = bitmap === bitmaps.at(-1) ? LAST_FRAME_MS : this.frameMs;
       await new Promise((done) => setTimeout(done, pause));
     }
     recorder.stop();

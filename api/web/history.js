@@ -11,7 +11,7 @@ import { closeLayer, openLayer } from "./layers.js";
 import { TILE_PX } from "./picture.js";
 import { retry, sleep } from "./retry.js";
 import { deviceStorage } from "./storage.js";
-import { formatDate, formatPercent, t } from "./text.js";
+import { formatDate, formatPercent, t, tOr } from "./text.js";
 import { showToast } from "./toast.js";
 import { createZip } from "./zip.js";
 
@@ -54,16 +54,27 @@ export function setNames(id, names) {
   deviceStorage.set(STORAGE_NAME, JSON.stringify(entries.map(([id, names]) => ({ id, names }))));
 }
 
-export function titleOf(id) {
-  const names = getNames(id);
-  if (!names) return t("untitled");
-  return t("photoInStyle", { photo: names.content, style: names.styles.join(" + ") });
+const gallery = JSON.parse(byId("gallery").textContent);
+
+function nameSample(digest) {
+  const sample = gallery.find((one) => digest?.startsWith(`sha256:${one.digest}`));
+  return sample && tOr(`sample.${sample.name}`, sample.title);
+}
+
+// The names of a job's pictures, else its date.
+export function titleOf({ id, created_at: created, input = { styles: [] } }) {
+  const names = getNames(id), photo = names?.content ?? nameSample(input.content);
+  const style = (names?.styles ?? input.styles.map(nameSample)).filter(Boolean).join(" + ");
+  if (photo && style) return t("photoInStyle", { photo, style });
+  const date = created ? formatDate(created, {
+    month: "short", day: "numeric", hour: "numeric", minute: "2-digit" }) : t("untitled");
+  return [photo, style, date].filter(Boolean).join(" · ");
 }
 
 // The name of a file: the title, if this browser knows it.
-export function nameFile({ id }, type, suffix = "") {
+export function nameFile(job, type, suffix = "") {
   const extension = type.replace(/^\w+\//, "").replace("jpeg", "jpg");
-  const title = titleOf(id).replace(/[\\/:*?"<>|\p{Cc}\p{Cf}]/gu, "_").slice(0, 70);
+  const { id } = job, title = titleOf(job).replace(/[\\/:*?"<>|\p{Cc}\p{Cf}]/gu, "_").slice(0, 70);
   return `${getNames(id) ? title : `impasto-${id.slice(4, 12)}`}${suffix}.${extension}`;
 }
 
@@ -223,7 +234,7 @@ export class History {
     setVisible(link, active);
     if (!active) return;
     link.href = resolveAddress(`j/${active.id}`);
-    link.textContent = `${nameStatus(active)} ${describeProgress(active)} · ${titleOf(active.id)} ›`;
+    link.textContent = `${nameStatus(active)} ${describeProgress(active)} · ${titleOf(active)} ›`;
   }
 
   // ---- tiles: only those near the view are in the document
@@ -256,7 +267,7 @@ export class History {
   }
 
   #createTile(entry) {
-    const { id } = entry.job, name = titleOf(id);
+    const { id } = entry.job, name = titleOf(entry.job);
     const span = (className) => createElement("span", { className });
     const thumbnail = span("thumbnail"), title = span("caption"), status = span("status");
     const pick = createElement("input", {
@@ -285,7 +296,7 @@ export class History {
   }
 
   #fillTile({ job, isPicked, tile }) {
-    tile.title.textContent = titleOf(job.id);
+    tile.title.textContent = titleOf(job);
     tile.status.textContent = describeStatus(job);
     tile.item.dataset.status = job.status;
     const share = job.status === "running" ? job.progress?.value ?? 0 : 0;
@@ -462,7 +473,8 @@ function removeTile(entry) {
 }
 
 // A tile needs no parameters, which are most of a job: thousands of jobs are in memory.
-const trimJob = ({ input: { content }, ...job }) => ({ ...job, input: { content } });
+const trimJob = ({ input: { content, styles }, ...job }) =>
+  ({ ...job, input: { content, styles } });
 
 export const nameStatus = (job) => {
   if (job.status === "canceled" && job.links.result) return t("status.finishedEarly");

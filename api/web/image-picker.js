@@ -60,6 +60,13 @@ export class ImagePicker extends EventTarget {
     if (files.length) this.setPictures(pictures);
   }
 
+  // Adds pictures of an earlier visit, without choosing them.
+  restore(pictures) {
+    this.own = pictures.slice(0, MAX_OWN);
+    for (const picture of this.own) if (!picture.digest) this.#upload(picture, this.pictures);
+    this.render();
+  }
+
   findSample(source) { return this.samples.find((sample) => sample.source === source); }
 
   // Chooses the pictures, or adds them while several are mixed. Several are always mixed.
@@ -131,6 +138,7 @@ export class ImagePicker extends EventTarget {
     const text = this.pictures.length > 1 ? "" : lines.join(" ");
     const failing = this.pictures.find((picture) => picture.error && !picture.digest);
     this.status.textContent = failing ? failing.error : text;
+    this.status.classList.toggle("line", !failing);
     setVisible(this.status, this.status.textContent);
     this.dispatchEvent(new Event("render"));
   }

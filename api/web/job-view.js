@@ -25,7 +25,7 @@ const PREVIEW_TIMEOUT_SECONDS = 60;
 
 export class JobView {
   // onReuse(job, kind): opens the editor with the job, or with its result as "photo" or "style".
-  // onCreated(job): a retry. onDelete(job). onChange(job): a newer state. onPreview(job, blob).
+  // onCreated(job): a retry. onCanceled(job). onDelete(job). onChange(job): a newer state. onPreview(job, blob).
   // onMissing(id): the service does not have the job.
   // findPicture(digest): a blob that the page has, or null.
   constructor(viewer, callbacks) {
@@ -39,9 +39,10 @@ export class JobView {
     });
     const onClick = (id, action) => listen(id, "click", () => this.#run(id, action));
     onClick("stop", () => this.#cancel());
-    onClick("cancel", async () => { await this.#cancel(); this.onReuse(this.job); });
+    onClick("cancel", async () => { await this.#cancel(); this.onCanceled(this.job); });
     onClick("download", async () => { await this.#download(); showToast(t("saved")); });
     onClick("share", () => this.#share());
+    setText("share", t(navigator.canShare ? "share" : "copyImage"));
     onClick("reuse", () => this.onReuse(this.job));
     onClick("as-photo", () => this.onReuse(this.job, "photo"));
     onClick("as-style", () => this.onReuse(this.job, "style"));
@@ -126,12 +127,13 @@ export class JobView {
   #clear(id) {
     // picture: the name of the image that is shown. announced: the last text for screen readers.
     Object.assign(this, { id, job: null, picture: null, announced: null, isSpecLocked: false });
+    this.isJustDone = false;
     this.scales = null;  // of the run, as the service plans it
     this.frames.clear();
     this.chart.open(id);
     this.showError();
     setText("status", t("loading"));
-    setText("canvas-title", titleOf(id));
+    setText("canvas-title", titleOf({ id }));
     document.title = "Impasto";
     for (const part of ["details", "progress-text", "retention", "settings"]) setText(part, "");
     const hidden = [
@@ -148,6 +150,7 @@ export class JobView {
     const hadFocus = byId("running-controls").contains(document.activeElement);
     this.job = job;
     if (!previous) {
+      setText("canvas-title", titleOf(job));
       byId("strength").value = job.input.spec.strength;
       this.#showStrength();
       this.#showInputs(job, signal);
@@ -157,7 +160,10 @@ export class JobView {
     this.#showButtons(job);
     this.#showPicture(signal);
     this.onChange(job);
-    if (previous && !hasEnded(previous) && hasEnded(job)) this.#notify(job);
+    if (previous && !hasEnded(previous) && hasEnded(job)) {
+      this.isJustDone = true;
+      this.#notify(job);
+    }
     if (!hasEnded(job)) return;
     this.frames.open(job, signal);
     if (hadFocus) byId("status").focus({ preventScroll: true });  // the button is hidden now
@@ -292,7 +298,9 @@ export class JobView {
       if (!this.viewer.result) this.#showSmall(`${address}?format=webp&width=${TILE_PX}`, signal);
       const blob = await retry(fetchResult, { signal, onError: this.showError });
       signal.throwIfAborted();
-      await this.viewer.showPainting(blob, titleOf(job.id));
+      await this.viewer.showPainting(blob, titleOf(job));
+      if (this.isJustDone) this.viewer.lookBack();
+      this.isJustDone = false;
     } else {
       const timeout = AbortSignal.timeout(PREVIEW_TIMEOUT_SECONDS * 1000);
       const blob = await getBlob(address, { signal: AbortSignal.any([signal, timeout]) })
@@ -385,7 +393,7 @@ export class JobView {
     if (navigator.canShare) {
       const blob = await image, type = blob.type;
       const file = new File([blob], nameFile(job, type), { type });
-      const data = { files: [file], title: titleOf(job.id) };
+      const data = { files: [file], title: titleOf(job) };
       if (navigator.canShare(data)) {
         return navigator.share(data).catch((error) => {
           if (error.name !== "AbortError") throw error;
@@ -410,7 +418,7 @@ export class JobView {
   #notify(job) {
     if (this.notifyId !== job.id || !document.hidden) return;
     this.notifyId = null;
-    const title = nameStatus(job), options = { body: titleOf(job.id), tag: job.id, data: location.href };
+    const title = nameStatus(job), options = { body: titleOf(job), tag: job.id, data: location.href };
     try {
       const notification = new Notification(title, options);
       notification.onclick = () => { window.focus(); notification.close(); };

@@ -16,9 +16,9 @@ const KEY_STEP = 1 / 25;  // of the photo's side, per press of an arrow key
 const MAX_LONG_SIDE = 1024;  // of an earlier job's mask while it is edited: undo keeps copies
 const MAX_UNDO = 30;
 const SIDES = ["photo", "style"];  // the picture that a mask lies on
-// One color per style, far apart in hue and in lightness.
+// One color per style, far apart in hue and in lightness. The first are rare in photos.
 const COLORS = [
-  "#2f6fed", "#e0762b", "#1a9e5c", "#c13a8b", "#d4b106", "#7a4ad8", "#0aa5b5", "#b23a2e"];
+  "#f0149a", "#e8d40c", "#1a9e5c", "#2f6fed", "#e0762b", "#7a4ad8", "#0aa5b5", "#b23a2e"];
 
 const STEPS = {
   ArrowLeft: [-1, 0], ArrowRight: [1, 0], ArrowUp: [0, -1], ArrowDown: [0, 1], " ": [0, 0],
@@ -95,6 +95,11 @@ export class MaskEditor extends EventTarget {
     return this.isOpen && this.state.side === "style" ? this.state.selected : null;
   }
 
+  // What to do, in words; empty while it is closed.
+  get hint() {
+    return this.isOpen && t(this.shownStyle ? "maskHintStyle" : "maskHint", { style: this.state.selected?.name });
+  }
+
   #select(changes) {
     Object.assign(this.state, changes);
     this.notifyChange();
@@ -133,8 +138,7 @@ export class MaskEditor extends EventTarget {
     setVisible("mask-tools", this.isOpen);
     setVisible("mask-layer", this.isOpen);
     byId("open-mask").ariaPressed = this.isOpen;
-    const shown = this.shownStyle, { name } = state.selected ?? {};
-    setText("mask-hint", t(shown ? "maskHintStyle" : "maskHint", { style: name }));
+    const shown = this.shownStyle;
     for (const side of SIDES) {
       byId(`mask-on-${side}`).ariaPressed = side === state.side;
     }

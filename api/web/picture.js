@@ -133,7 +133,7 @@ export class Picture {
 }
 
 // Where the browser does not know, the connection counts as fast.
-const isConnectionSlow = () => {
+export const isConnectionSlow = () => {
   const { saveData, effectiveType } = navigator.connection ?? {};
   return Boolean(saveData) || /[23]g$/.test(effectiveType);
 };

@@ -27,7 +27,7 @@ export const createKey = () => crypto.getRandomValues(new Uint32Array(4)).join("
 export class SubmitView {
   // onSubmitted(job): shows the new job. onTryAll(): drafts in all sample styles.
   constructor(viewer, { onSubmitted, onTryAll }) {
-    Object.assign(this, { viewer, onSubmitted, isOpen: false, isRevealed: false });
+    Object.assign(this, { viewer, onSubmitted, isOpen: false });
     this.sending = null;  // ends the submission that runs
     // The first screen needs no request for an estimate: it comes with the first sign of the user.
     this.isInUse = false;
@@ -148,15 +148,16 @@ export class SubmitView {
     if (isSample) {
       const name = t("photoInStyle", { photo: photo.name, style: style.name });
       viewer.showPainting(sampleAddress(`${photo.source}-${style.source}.webp`), name, {
-        isFinal: false }).then(() => this.#reveal());
+        isFinal: false }).then(() => { if (this.isOpen && viewer.hasPainting) viewer.reveal(); });
     } else if (!shownStyle && this.draft?.photo === photo && this.draft.style === style) {
       viewer.showPainting(this.draft.blob, t("pictureSoFar"), { isFinal: false });
     } else viewer.removePainting();
     this.#showStyleCard(!isSample && !this.masks.isOpen);
     setVisible("welcome", photo.source && !this.masks.isOpen);
-    setText("canvas-title", photo.source && !this.pictures.some((one) => one.digest)
-      ? t("tagline") : t("photoInStyle", {
-        photo: photo.title, style: this.style.pictures.map(({ title }) => title).join(" + ") }));
+    let title = t("photoInStyle", {
+      photo: photo.title, style: this.style.pictures.map((one) => one.title).join(" + ") });
+    if (photo.source && !this.pictures.some((one) => one.digest)) title = t("tagline");
+    setText("canvas-title", this.masks.hint || title);
     this.masks.render();
   }
 
@@ -165,13 +166,6 @@ export class SubmitView {
     const images = this.style.pictures.map((style) => this.style.imageOf(style).cloneNode());
     byId("style-card").replaceChildren(...images.map((image) => Object.assign(image, { alt: "" })));
     setVisible("style-card", isShown);
-  }
-
-  // Once per visit.
-  #reveal() {
-    if (this.isRevealed || !this.isOpen) return;
-    this.isRevealed = true;
-    this.viewer.sweep();
   }
 
   // The body of the submission, without the images.
@@ -297,7 +291,11 @@ export class SubmitView {
   async #saveNow() {
     const describe = ({ source, file, name, digest, width, height, weight, slowSide }) =>
       (source ? { source, weight } : { file, name, digest, width, height, weight, slowSide });
-    saveDraft({
+    const own = this.pickers.map((picker) => picker.own.map(describe));
+    const names = JSON.stringify(own);  // without the files, which are saved only if they change
+    if (names !== this.savedOwn) saveDraft("own", own);
+    this.savedOwn = names;
+    saveDraft("current", {
       photo: this.photo.pictures.map(describe), styles: this.style.pictures.map(describe),
       isMixing: this.style.isMixing, changes: this.parameters.changes,
       initImage: this.initImage,
@@ -306,11 +304,14 @@ export class SubmitView {
   }
 
   async #restoreDraft() {
-    const draft = await loadDraft();
+    const [draft, own] = await Promise.all([loadDraft("current"), loadDraft("own")]);
     if (!draft) return;
+    // The service may have deleted the upload meanwhile; then it is sent again.
+    const create = (item) => Object.assign(new Picture(item.file, item.name), item);
+    own?.forEach((items, i) => this.pickers[i].restore(items.map(create)));
     const restore = (picker, items) => items.map(({ source, ...item }) => {
-      const picture = source ? picker.findSample(source) : new Picture(item.file, item.name);
-      // The service may have deleted the upload meanwhile; then it is sent again.
+      const picture = source ? picker.findSample(source) : picker.own.find(
+        ({ name, file }) => name === item.name && file.size === item.file.size) ?? create(item);
       return picture && Object.assign(picture, item);
     }).filter(Boolean);
     const photos = restore(this.photo, draft.photo), styles = restore(this.style, draft.styles);

@@ -6,6 +6,7 @@ import {
   setValueText, setVisible, showBlob,
 } from "./dom.js";
 import { closeLayer, openLayer } from "./layers.js";
+import { isConnectionSlow } from "./picture.js";
 import { formatPercent, t } from "./text.js";
 
 const MAX_ZOOM = 16, ZOOM_STEP = 1.5, HOLD_MS = 220, MOVE_PX = 5, PAN_STEP = 60, GRIP_PX = 44;
@@ -16,6 +17,11 @@ const exitFullScreen = () => {
   if (document.fullscreenElement) document.exitFullscreen();
   closeLayer(exitFullScreen);
 };
+
+const REST = 35;  // the divider of a sample: both pictures are seen
+// The divider over time: from the photo to the rest; or from the painting and back.
+const unveil = (time) => REST + (100 - REST) * (1 - time) ** 2 * (1 + 2 * time);
+const lookBack = (time) => 40 - 40 * Math.cos(2 * Math.PI * time);
 
 export class Viewer {
   constructor() {
@@ -73,7 +79,7 @@ export class Viewer {
   removePainting() {
     this.result = null;
     this.showOriginal(false);
-    hideBlob(this.after);
+    this.#hide(this.after);
     this.setDivider(0);
   }
 
@@ -81,18 +87,38 @@ export class Viewer {
 
   get hasPainting() { return this.after.hasAttribute("src"); }
 
-  async #load(image, source, alt) {
-    if (image.source !== source || !image.hasAttribute("src")) {
-      if (typeof source === "string") {
-        hideBlob(image);
-        Object.assign(image, { alt, src: source });
-      } else showBlob(source, alt, image);
-      image.source = source;
+  // The image keeps what it shows until the next picture is decoded: else previews would flash.
+  #load(image, source, alt) {
+    if (image.wanted !== source) {
+      Object.assign(image, { wanted: source, pending: this.#replace(image, source, alt) });
     }
+    return image.pending;
+  }
+
+  async #replace(image, source, alt) {
+    const isSample = typeof source === "string";
+    const next = isSample ? createElement("img", { alt, src: source }) : showBlob(source, alt);
+    const isShown = await decode(next);
+    if (image.wanted !== source) return hideBlob(next);
     // A browser cannot show every format, and a sample may not be painted yet.
-    await image.decode().catch(() => {
-      if (image.source === source && image.complete && !image.naturalWidth) hideBlob(image);
-    });
+    if (!isShown) return this.#hide(image);
+    const { blobUrl } = image, show = () => {
+      Object.assign(image, { decoding: "sync", alt, src: next.src, blobUrl: next.blobUrl });
+      return decode(image).then(() => this.render());
+    };
+    await show();
+    if (blobUrl) URL.revokeObjectURL(blobUrl);
+    // When all else is loaded, and where the screen has more pixels: the larger file of the sample.
+    if (!isSample || isConnectionSlow()) return;
+    await new Promise((done) => (window.requestIdleCallback ?? setTimeout)(done));
+    if (this.fitted.width * devicePixelRatio < 1.1 * image.naturalWidth) return;
+    next.src = source.replace(/\.(avif|webp)$/, "-large.webp");
+    if (await decode(next) && image.wanted === source) show();
+  }
+
+  #hide(image) {
+    image.wanted = null;
+    hideBlob(image);
     this.render();
   }
 
@@ -104,12 +130,12 @@ export class Viewer {
   // Shows a frame in place of the result; null shows the result again.
   showFrame(frame) {
     const image = frame ?? this.result;
-    if (image) this.#load(this.after, image, this.after.alt);
+    return image && this.#load(this.after, image, this.after.alt);
   }
 
   clear() {
     this.result = this.photoSource = null;
-    for (const image of [this.before, this.after]) hideBlob(image);
+    for (const image of [this.before, this.after]) this.#hide(image);
     this.blend.value = 100;
     this.showOriginal(false);
     this.fit();
@@ -122,18 +148,27 @@ export class Viewer {
     this.render();
   }
 
-  // Moves the curtain over the painting and back, once.
-  async sweep() {
-    if (matchMedia("(prefers-reduced-motion: reduce)").matches) return;
+  // Moves the divider, until the user touches the canvas.
+  sweep(getShare) {
+    if (matchMedia("(prefers-reduced-motion: reduce)").matches) return this.setDivider(getShare(1));
     const start = performance.now(), { result } = this;
+    this.isTouched = false;
     const step = (now) => {
-      const time = Math.min(1, (now - start) / 2400);
+      const time = Math.min(1, Math.max(0, (now - start) / 2400));
       if (this.result !== result || this.isTouched) return;
-      this.setDivider(100 * (1 - time) ** 2 * (1 + 2 * time));
+      this.setDivider(getShare(time));
       if (time < 1) requestAnimationFrame(step);
     };
-    this.setDivider(100);
-    requestAnimationFrame(step);
+    step(start);
+  }
+
+  lookBack() { this.sweep(lookBack); }
+
+  // Shows both pictures of a sample, the first time with a sweep.
+  reveal() {
+    if (!this.isRevealed) this.sweep(unveil);
+    else if (this.divider.value === "0") this.setDivider(REST);
+    this.isRevealed = true;
   }
 
   // ---- geometry: the picture fits its space at zoom 1; x and y are its corner, in px of the space:
@@ -191,8 +226,9 @@ export class Viewer {
     setText("zoom-level", this.zoom === 1 ? t("fit") : formatPercent(this.zoom / this.fullZoom));
     byId("zoom-out").ariaDisabled = this.zoom === 1;
     setVisible("viewer-tools", this.hasPainting || this.hasPhoto);
-    byId("hold").disabled = !isCompared || this.isSplit;
-    byId("side-by-side").disabled = !isCompared;
+    setVisible("hold", isCompared);
+    setVisible("side-by-side", isCompared);
+    byId("hold").disabled = this.isSplit;
     byId("side-by-side").ariaPressed = this.isSplit;
     setValueText(this.divider, t("dividerValue", { percent: formatPercent(share) }));
     setValueText(this.blend, formatPercent(this.blend.value / 100));
@@ -236,8 +272,9 @@ export class Viewer {
   }
 
   showOriginal(isShown) {
-    this.stage.classList.toggle("original", isShown && this.isCompared);
-    byId("hold").ariaPressed = isShown;
+    const isOriginal = isShown && this.isCompared && !this.isSplit;
+    this.stage.classList.toggle("original", isOriginal);
+    byId("hold").ariaPressed = isOriginal;
   }
 
   #addHandle(handle) {
@@ -350,3 +387,6 @@ export class Viewer {
     return encodeCanvas(canvas, type, 0.95);
   }
 }
+
+// Returns whether the browser can show the image.
+const decode = (image) => image.decode().then(() => true, () => image.naturalWidth > 0);

@@ -100,7 +100,7 @@ def test_no_text_is_outside_of_the_dictionaries() -> None:
             found.add(data.strip())
 
     Texts().feed((WEB / "index.html").read_text())
-    assert found - {"", "−", "+", "✕", "⋯"} == {
+    assert found - {"", "−", "+", "✕", "⋯", "↶", "↷"} == {
         "Impasto", "PNG", "JPEG", "WebP", "This page needs JavaScript. 此页面需要 JavaScript。",
     }  # fmt: skip
     sentences = re.findall(r'(?:textContent|title|placeholder|alt): "[A-Z]\w+', SCRIPTS)

@@ -190,13 +190,13 @@ def test_masks_of_a_repeated_job_are_shown_and_edited_on_the_photo_and_on_the_st
     expect_end(page)
     page.click("#reuse")
     expect(page.locator("#mask-chip")).to_be_visible()
-    light, dark = "47,111,237", "0,0,0"  # the gradient is white at the bottom
+    light, dark = "240,20,154", "0,0,0"  # the gradient is white at the bottom
     until(lambda: shown() == [dark, light, "Photo: Photo"], "the mask is shown")
     page.click("#open-mask")
     expect(page.locator("#mask-undo")).to_be_disabled()
     page.click("#mask-on-style")
     until(lambda: shown() == [dark, light, "Style: Style 1"], "that of the style is shown")
-    expect(page.locator("#mask-hint")).to_contain_text("Brush the parts of “Style 1”")
+    expect(page.locator("#canvas-title")).to_contain_text("Brush the parts of “Style 1”")
     page.click("#mask-invert")
     assert shown()[:2] == [light, dark]
     page.click("#mask-fill")
@@ -691,7 +691,8 @@ def test_a_reload_keeps_photo_style_settings_and_mask(
     page.click("#open-mask")
     page.locator("#mask-layer").click()
     page.click("#mask-done")
-    load = """async () => (await import("./web/drafts.js").then(({ loadDraft }) => loadDraft()))
+    load = """async () => (await import("./web/drafts.js")
+        .then(({ loadDraft }) => loadDraft("current")))
         ?.masks?.some(Boolean)"""
     until(lambda: page.evaluate(load), "the draft is saved")
     page.reload()

@@ -132,7 +132,8 @@ def test_the_page_loads_in_few_requests_and_again_from_the_cache(
     open_page: OpenPage, limited_api: ApiProcess
 ) -> None:
     """An estimate of what the user has not chosen would be one more request each time."""
-    page, sizes = open_page("/livez", url=limited_api.url, service_workers="allow"), []
+    # At this width, the screen does not need the large files of the samples.
+    page, sizes = open_page("/livez", 900, limited_api.url, service_workers="allow"), []
     devtools = page.context.new_cdp_session(page)
     devtools.send("Network.enable")
     devtools.on("Network.loadingFinished", lambda event: sizes.append(event["encodedDataLength"]))

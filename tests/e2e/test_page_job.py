@@ -38,7 +38,7 @@ def test_a_running_job_survives_a_reload_and_a_new_tab_and_can_be_stopped(
     address = submit_job(page, size=128, iterations=3000)
     expect(page.locator("#stage img.after")).to_have_attribute("src", re.compile("^blob:"))
     page.reload()
-    expect(page.locator("#status")).to_have_text("Painting")
+    expect(page.locator("#status")).to_have_text("In progress")
     expect(page.locator("#stage img.after")).to_have_attribute("src", re.compile("^blob:"))
     page.close()
     page = page.context.new_page()

@@ -1,5 +1,6 @@
 """The sample pictures of the page."""
 
+import hashlib
 import json
 from pathlib import Path
 from typing import Any
@@ -24,8 +25,11 @@ def test_the_index_lists_exactly_the_files_of_the_gallery() -> None:
     """Every photo has a painting in every style."""
     names = [*NAMES["photo"], *NAMES["painting"]]
     assert {path.name for path in GALLERY.glob("*.jpg")} == {f"{name}.jpg" for name in names}
+    paintings = [f"{photo}-{style}" for photo in NAMES["photo"] for style in NAMES["painting"]]
     assert {path.stem for path in GALLERY.glob("*.webp")} == {
-        *(f"{photo}-{style}" for photo in NAMES["photo"] for style in NAMES["painting"]),
+        *paintings,
+        *(f"{name}-large" for name in paintings),
+        *(f"{photo}-photo-large" for photo in NAMES["photo"]),
     }
     assert {path.stem for path in GALLERY.glob("*.avif")} == {
         "thumbnails",
@@ -40,6 +44,7 @@ def test_each_picture_is_served(client: TestClient, one: dict[str, Any]) -> None
 
     assert codec.decode(large).size == (one["width"], one["height"])
     assert len(large) <= 100_000
+    assert hashlib.sha256(large).hexdigest().startswith(one["digest"])
     assert one["title"]
     assert one["words"]
 
@@ -63,4 +68,9 @@ def test_one_image_has_a_thumbnail_of_each_picture_in_order_and_of_each_preset()
     ids=lambda path: str(path.stem),
 )
 def test_what_the_first_visit_shows_is_small(path: Path) -> None:
-    assert path.stat().st_size <= 20_000
+    """A large file follows where the screen has more pixels: its side is twice as long at least."""
+    if path.stem.endswith("-large"):
+        small = next(GALLERY.glob(path.stem.removesuffix("-large") + ".*"))
+        with Image.open(path) as large, Image.open(small) as first:
+            assert large.width >= 2 * first.width
+    assert path.stat().st_size <= (300_000 if path.stem.endswith("-large") else 20_000)
