@@ -160,9 +160,7 @@ def test_no_screen_overflows_or_has_accessibility_violations(
     check_screen("zoomed and refused")
     page.unroute_all()
     page.click("#job-view .new")
-    page.locator("#history-list li").first.scroll_into_view_if_needed()
-    expect(page.locator("#history-list li").first.locator("img")).to_have_count(1)
-    check_screen("history")
+    _show_history(page, check_screen)
     _compare(page, [unusual_job.id, gatys_job.id], check_screen)
     page.wait_for_timeout(600)  # until a tap near the last one counts
     open_part(page, "style")
@@ -177,6 +175,13 @@ def test_no_screen_overflows_or_has_accessibility_violations(
     )
     expect(page.locator("#photo .error")).to_be_visible()
     check_screen("refused")
+
+
+def _show_history(page: Any, check_screen: Callable[[str], None]) -> None:
+    first = page.locator("#history-list li").first
+    first.scroll_into_view_if_needed()
+    expect(first.locator("img")).to_have_count(1)
+    check_screen("history")
 
 
 def _compare(page: Any, job_ids: list[str], check_screen: Callable[[str], None]) -> None:
