@@ -26,7 +26,7 @@ PRESET_PART = (0.28, 0.31, 0.6, 0.63)
 # Between two thumbnails, in px. It repeats their edges, so that no browser that scales the image
 # mixes neighbors.
 MARGIN = 2
-MAX_BYTES = {"WEBP": 18_500, "AVIF": 15_000}
+MAX_BYTES = {"WEBP": 17_500, "AVIF": 15_000}
 MAX_LARGE_BYTES = {HERO_SIZE: 280_000, SIZE: 68_000}
 _ENCODERS = {"WEBP": {"method": 6}, "AVIF": {"speed": 2}}
 _PRESET_PHOTO, _PRESET_STYLE = "pears", "strokes"

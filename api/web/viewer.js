@@ -32,7 +32,7 @@ export class Viewer {
     Object.assign(this, { pointers: new Map(), ratio: 4 / 3, result: null, zoom: 1, x: 0, y: 0 });
     this.isSplit = false;
     this.clear();
-    listen(this.divider, "input", () => this.render());
+    listen(this.divider, "input", () => { this.isTouched = true; this.render(); });
     listen(this.blend, "input", () => this.render());
     new ResizeObserver(() => this.render()).observe(stage);
     onClick("zoom-in", () => this.zoomBy(ZOOM_STEP));
@@ -78,6 +78,7 @@ export class Viewer {
 
   removePainting() {
     this.result = null;
+    this.isTouched = false;
     this.showOriginal(false);
     this.#hide(this.after);
     this.setDivider(0);
@@ -135,6 +136,7 @@ export class Viewer {
 
   clear() {
     this.result = this.photoSource = null;
+    this.isTouched = false;
     for (const image of [this.before, this.after]) this.#hide(image);
     this.blend.value = 100;
     this.showOriginal(false);
@@ -148,11 +150,10 @@ export class Viewer {
     this.render();
   }
 
-  // Moves the divider, until the user touches the canvas.
+  // Moves the divider, until the user touches the canvas, and not if he has.
   sweep(getShare) {
     if (matchMedia("(prefers-reduced-motion: reduce)").matches) return this.setDivider(getShare(1));
     const start = performance.now(), { result } = this;
-    this.isTouched = false;
     const step = (now) => {
       const time = Math.min(1, Math.max(0, (now - start) / 2400));
       if (this.result !== result || this.isTouched) return;

@@ -258,7 +258,9 @@ def test_a_page_of_an_earlier_version_works_on_and_offers_the_new_one(
         page.locator("#style .sample button").nth(4).click()
         after = page.locator("#stage img.after")
         expect(after).to_have_attribute("src", re.compile("pears-ink"))
-        expect(after).to_have_js_property("naturalWidth", 384)
+        expect(after).to_have_js_property(
+            "naturalWidth", 768
+        )  # the large file, after the small one
         _submit(page)
 
         page.evaluate(RETURN_TO_TAB)
