@@ -3,7 +3,6 @@
 import io
 import itertools
 import json
-import re
 from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import suppress
@@ -193,7 +192,7 @@ def test_a_repeated_load_asks_the_service_for_the_document_only(
     open_installed: Open, api: ApiProcess
 ) -> None:
     page = open_installed(api.url)
-    expect(page.locator("#stage img[src]")).to_have_count(2)  # which are in the browser's cache now
+    expect(page.locator("#stage img.layer[src]")).to_have_count(2)  # now in the browser's cache
     before = len(_list_requests(api))
     page.reload()
     page.wait_for_load_state("networkidle")
