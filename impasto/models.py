@@ -61,13 +61,13 @@ class QueuePosition:
     """The position of a queued job, 0 is next, and the estimated seconds until it starts.
 
     waits_for: "pool" or "memory" if there is no live worker for the job; else None.
-    has_worker: whether a live worker may take it; None: the service does not say.
+    has_worker: whether a live worker may take it; True if the service does not say.
     """
 
     position: int
     start_seconds: float | None = None
     waits_for: str | None = None
-    has_worker: bool | None = None
+    has_worker: bool = True
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -235,7 +235,7 @@ export default {
   format: "Format",
   blend: "Opacity of the painting",
   share: "Share",
-  copyImage: "Copy image",
+  copyImage: "Copy",
   imageCopied: "The image is copied.",
   linkCopied: "The link is copied.",
   cannotShare: "Copy this link: {link}",

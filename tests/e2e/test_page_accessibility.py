@@ -344,6 +344,7 @@ def test_under_reduced_motion_nothing_moves(open_page: OpenPage) -> None:
 def test_a_finger_moves_the_divider(open_page: OpenPage, unusual_job: Any) -> None:
     page = open_page(f"/j/{unusual_job.id}", width=375, has_touch=True, is_mobile=True)
     expect_end(page)
+    expect(page.locator(".handle")).to_be_visible()  # the photo is loaded
     handle, picture = (
         page.locator(selector).bounding_box() for selector in (".handle", "#stage img.after")
     )

@@ -76,8 +76,8 @@ def test_a_job_whose_pictures_do_not_come_shows_none_of_another(
         "**/v1/images/*",
         lambda route: route.abort() if answer == "none" else route.fulfill(status=404, json={}),
     )
-    tile = page.locator(f"#history-list [data-job={unusual_job.id}] a")
-    tile.click()
+    page.evaluate("(id) => history.pushState(null, '', `/j/${id}`)", unusual_job.id)
+    page.evaluate("dispatchEvent(new Event('popstate'))")
     expect(page.locator("#status")).to_have_text("Done")
 
     images = page.locator("#stage img")
