@@ -271,7 +271,8 @@ def first(size: int, photo_px: int, rounds: int) -> None:
                 return statistics.mean(ImageStat.Stat(difference).mean) > 8
 
             def is_painted(job: dict[str, Any]) -> bool:
-                return float(job["progress"]["loss"]["style"]) <= StyleSpec().beta / 10
+                progress = job["progress"]  # null with the first preview
+                return bool(progress) and progress["loss"]["style"] <= StyleSpec().beta / 10
 
             for condition in (
                 lambda job: job["status"] == "running",
