@@ -29,7 +29,8 @@ export function addLanguageSwitch(button) {
   const other = Object.keys(LANGUAGES).find((name) => name !== language);
   Object.assign(button, { textContent: LANGUAGES[other], lang: other });
   button.addEventListener("click", () => {
-    if (performance.now() < 700) return;  // the second of two taps, after the reload
+    const [{ type }] = performance.getEntriesByType("navigation");
+    if (type === "reload" && performance.now() < 700) return;  // the second of two taps
     deviceStorage.set(STORAGE_NAME, other);
     location.reload();
   });

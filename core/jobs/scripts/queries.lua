@@ -84,7 +84,8 @@ local function delay_of(groups, ahead, lane, average)
 end
 
 -- Returns a function that estimates the seconds until a job starts, for several jobs of one call, as
--- text; '' if no worker may take it, and before the first job has ended. place: nil for a job that would be the last; rank: the number of jobs before
+-- text; '' if no worker may take it, and before the first job has ended. place: nil for a job that
+-- would be the last; rank: the number of jobs before
 -- it that are in its pool.
 local function start_estimator(p)
   local average, runs, by_pool = nil, nil, {}
