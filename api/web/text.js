@@ -29,8 +29,8 @@ export function addLanguageSwitch(button) {
   const other = Object.keys(LANGUAGES).find((name) => name !== language);
   Object.assign(button, { textContent: LANGUAGES[other], lang: other });
   button.addEventListener("click", () => {
-    const [{ type }] = performance.getEntriesByType("navigation");
-    if (type === "reload" && performance.now() < 700) return;  // the second of two taps
+    const [navigation] = performance.getEntriesByType("navigation");
+    if (navigation?.type === "reload" && performance.now() < 700) return;  // a second tap
     deviceStorage.set(STORAGE_NAME, other);
     location.reload();
   });
