@@ -232,7 +232,7 @@ def history(slowdown: int, jobs: int) -> None:
 
     with api.service() as running, _chromium() as (page, browser):
         url, start = f"http://127.0.0.1:{running.ports[0]}", time.monotonic()
-        template = httpx2.get(f"{url}/v1/jobs/{running.create_job()}").json()
+        template = httpx2.get(f"{url}/v1/jobs/{running.create_job()}", trust_env=False).json()
         _prepare(page, slowdown)
         phone = {"width": 375, "height": 812, "deviceScaleFactor": 3, "mobile": True}
         page.send("Emulation.setDeviceMetricsOverride", phone)
@@ -261,7 +261,7 @@ def _chromium() -> Iterator[tuple[Devtools, Devtools]]:
         try:
             found = (re.search(r"ws://(\S+?)/\S+", line) for line in process.stderr)
             browser = next(match for match in found if match)
-            targets = httpx2.get(f"http://{browser[1]}/json").json()
+            targets = httpx2.get(f"http://{browser[1]}/json", trust_env=False).json()
             page = next(target for target in targets if target["type"] == "page")
             with (
                 connect(page["webSocketDebuggerUrl"], max_size=None) as page_socket,

@@ -209,7 +209,7 @@ def weave(image: Tensor, side: int = 32) -> float:
     At periods of 2 to 5 px, in the mean spectrum of overlapping fields of `side` px. Threads that
     cross at right angles are a peak; strokes of any direction are none. For a part of a picture.
     """
-    gray = (image[0] * image.new_tensor((0.299, 0.587, 0.114)).view(3, 1, 1)).sum(0)  # (H, W)
+    gray = pixels.luminance(image)[0, 0]  # (H, W)
     window = torch.hann_window(side, periodic=False)
     fields = gray.unfold(0, side, side // 4).unfold(1, side, side // 4).reshape(-1, side, side)
     fields = (fields - fields.mean((1, 2), keepdim=True)) * window[:, None] * window

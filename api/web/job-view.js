@@ -25,7 +25,8 @@ const PREVIEW_TIMEOUT_SECONDS = 60;
 
 export class JobView {
   // onReuse(job, kind): opens the editor with the job, or with its result as "photo" or "style".
-  // onCreated(job): a retry. onCanceled(job). onDelete(job). onChange(job): a newer state. onPreview(job, blob).
+  // onCreated(job): a retry. onCanceled(job). onDelete(job). onChange(job): a newer state.
+  // onPreview(job, blob).
   // onMissing(id): the service does not have the job.
   // findPicture(digest): a blob that the page has, or null.
   constructor(viewer, callbacks) {
@@ -318,7 +319,7 @@ export class JobView {
   // A small copy of the result is here much earlier.
   async #showSmall(address, signal) {
     const blob = await getBlob(address, { signal }).catch(() => null);
-    if (blob && !this.viewer.result) this.viewer.showPainting(blob, titleOf(this.id));
+    if (blob && !this.viewer.result) this.viewer.showPainting(blob, titleOf(this.job));
   }
 
   #showStrength() {

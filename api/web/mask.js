@@ -97,7 +97,8 @@ export class MaskEditor extends EventTarget {
 
   // What to do, in words; empty while it is closed.
   get hint() {
-    return this.isOpen && t(this.shownStyle ? "maskHintStyle" : "maskHint", { style: this.state.selected?.name });
+    const key = this.shownStyle ? "maskHintStyle" : "maskHint";
+    return this.isOpen && t(key, { style: this.state.selected?.name });
   }
 
   #select(changes) {

@@ -28,8 +28,8 @@ _MAX_COLORED_SHARE = 0.0005
 # of the time for a photo of 12 megapixels; a noisy one differs by 0.3 of 255 levels on average.
 _REDUCING_GAP = 3.0
 
-# Fine texture is measured in fields of so many px. That of a painting is what all but so large a
-# share of its fields exceed: a smooth part shall not be missing in the picture.
+# The finest detail is measured in fields of so many px. A painting counts as the field at this
+# quantile: what is smooth in it, such as paper, may be smooth in the picture too.
 _FIELD_PX = 16
 _SMOOTH_SHARE = 0.1
 
