@@ -28,9 +28,9 @@ export function t(key, values = {}) {
 export function addLanguageSwitch(button) {
   const other = Object.keys(LANGUAGES).find((name) => name !== language);
   Object.assign(button, { textContent: LANGUAGES[other], lang: other });
-  button.addEventListener("click", () => {
-    const [navigation] = performance.getEntriesByType("navigation");
-    if (navigation?.type === "reload" && performance.now() < 700) return;  // a second tap
+  const [navigation] = performance.getEntriesByType("navigation"), shown = performance.now();
+  button.addEventListener("click", ({ timeStamp }) => {
+    if (navigation?.type === "reload" && timeStamp < shown + 700) return;  // a second tap
     deviceStorage.set(STORAGE_NAME, other);
     location.reload();
   });

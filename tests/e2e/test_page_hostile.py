@@ -324,10 +324,12 @@ VISIBLE = """() => {
     .map((tile) => [tile.dataset.job, Math.round(tile.getBoundingClientRect().left - left)])
     .filter(([, place]) => place >= 0 && place < right - left);
 }"""
-SCROLL_BY_TILES = """(count) => {
+# Ends when the tiles at the new place are in the document.
+SCROLL_BY_TILES = """async (count) => {
   const list = document.querySelector("#history-list");
   const tile = list.offsetWidth / list.style.getPropertyValue("--count");
   list.parentElement.scrollLeft += count * tile;
+  for (let frame = 0; frame < 2; frame += 1) await new Promise(requestAnimationFrame);
 }"""
 
 
@@ -407,12 +409,12 @@ def test_what_happens_to_jobs_without_a_tile_moves_nothing_in_view(
     page.evaluate(SCROLL_BY_TILES, -40)
     expect(tile_of(page, long_history[0])).to_have_count(0)
     before = page.evaluate(VISIBLE)
+    assert len(before) >= 5
 
     def expect_nothing_moved() -> None:
-        for (job_id, place), (old_id, old_place) in zip(
-            page.evaluate(VISIBLE), before, strict=True
-        ):
-            assert (job_id, place) == (old_id, pytest.approx(old_place, abs=2))
+        places = dict(page.evaluate(VISIBLE))
+        for job_id, place in before[1:-1]:  # a pixel may bring the others in or out
+            assert places.get(job_id) == pytest.approx(place, abs=2)
 
     films = page.locator("#history-list")
     known = int(films.evaluate("list => list.style.getPropertyValue('--count')"))

@@ -134,6 +134,7 @@ def test_a_result_is_shown_before_the_photo_and_first_as_a_small_copy(
     expect(page.locator("#canvas-progress")).to_be_visible()
     result.wait_for(page, 1)
     small = after.get_attribute("src")
+    assert after.get_attribute("alt") == page.text_content("#canvas-title")
     result.routes[0].continue_()
     expect(stage).not_to_have_attribute("aria-busy", "true")
     expect(page.locator("#canvas-progress")).to_be_hidden()
@@ -182,7 +183,6 @@ def test_a_second_tap_does_not_press_what_has_replaced_the_first_button(
 def test_two_taps_on_the_language_are_one(open_phone: OpenPage) -> None:
     page = open_phone()
     place = center(page, "#language")
-    page.wait_for_timeout(800)
     with page.expect_navigation():
         page.touchscreen.tap(*place)
     expect(page.locator("html")).to_have_attribute("lang", "zh-CN")
