@@ -1,8 +1,8 @@
 """Decode checked bytes to an upright sRGB picture, and encode a picture to bytes.
 
-A picture is a Pillow image in mode RGB with empty metadata. This module knows Pillow only: no
-tensors, no storage, no HTTP. To decode an untrusted file, use decoder.py, which calls this module
-in a sandboxed process.
+A picture is a Pillow image in mode RGB with no metadata but REDUCTION. This module knows Pillow
+only: no tensors, no storage, no HTTP. To decode an untrusted file, use decoder.py, which calls this
+module in a sandboxed process.
 """
 
 import io
@@ -20,6 +20,7 @@ from PIL import (
     ImageChops,
     ImageCms,
     ImageOps,
+    JpegImagePlugin,
     MpoImagePlugin,
     PngImagePlugin,
     TiffImagePlugin,
@@ -38,6 +39,8 @@ Resize = Literal["linear", "crop"]
 RESIZES: tuple[Resize, ...] = get_args(Resize)
 
 PROVENANCE_KEY = "impasto"
+# In a picture's `info`: by how much `decode` has reduced it. Not there: it has the file's size.
+REDUCTION = "reduction"
 
 _BLACK_MASK = "A mask is black all over. Only what is white in it counts."
 _ONE_COLOR = "The picture is one color all over."
@@ -116,6 +119,7 @@ def decode(
     keep_alpha: bool = False,
     mask: bool = False,
     inspected: bool = False,
+    min_side_px: int | None = None,
 ) -> Image.Image:
     """Decode a file: first frame, upright, sRGB, composited on `background`, in mode RGB.
 
@@ -123,12 +127,18 @@ def decode(
     because the file may be a result of ours. keep_alpha: if the file is transparent, add its alpha
     to the composited color: mode RGBA. mask: composite on black, also what
     becomes invisible, so that what is transparent selects nothing. inspected: this function has
-    accepted the same bytes before, so skip the checks that decode them once more.
+    accepted the same bytes before, so skip the checks that decode them once more. min_side_px: make
+    an opaque picture 2, 4 or 8 times smaller, in which both sides are whole and at least so long.
     Raises UnsupportedImage, ImageTooLarge, UploadTooLarge, BadImage.
     """
-    picture, alpha = _decode(data, any_size=any_size, inspected=inspected)
+    picture, alpha, reduction = _decode(
+        data, any_size=any_size, inspected=inspected, min_side_px=min_side_px
+    )
     if alpha is None or (background == "none" and not mask):
-        return _strip_metadata(picture)
+        picture = _strip_metadata(picture)
+        if reduction > 1:
+            picture.info[REDUCTION] = reduction
+        return picture
     flat = composite(picture, alpha, "black") if mask else flatten(picture, alpha, background)
     if keep_alpha and alpha.getextrema()[0] != 255:
         flat.putalpha(alpha)
@@ -136,9 +146,9 @@ def decode(
 
 
 def _decode(
-    data: bytes, *, any_size: bool, inspected: bool
-) -> tuple[Image.Image, Image.Image | None]:
-    """Return the upright picture in sRGB, mode RGB, and its alpha."""
+    data: bytes, *, any_size: bool, inspected: bool, min_side_px: int | None
+) -> tuple[Image.Image, Image.Image | None, int]:
+    """Return the upright picture in sRGB, mode RGB, its alpha, and by how much it is reduced."""
     if not any_size:
         validation.check_file_size(len(data))
     file_format = validation.detect_format(data)
@@ -147,6 +157,7 @@ def _decode(
         with _open(data, file_format) as image:
             if not any_size:
                 validation.check_dimensions(image.size, file_format)
+            size, reduction = image.size, _find_reduction(image.size, min_side_px)
             # After the check of the dimensions: it inflates all pixels that the header promises.
             if file_format == "png" and not (inspected or png.is_complete(data)):
                 raise errors.BadImage()
@@ -154,9 +165,7 @@ def _decode(
                 pixels, info = _read_png(data)
             else:
                 _refuse_camera_raw(image)
-                image.load()
-                if file_format == "jpeg" and not inspected:
-                    _refuse_missing_data(image, data)
+                _load(image, data, reduction, inspected=inspected)
                 pixels, info = _split_alpha(image), image.info
             if file_format in ("heic", "avif"):
                 pixels = _apply_code_points(pixels, data)
@@ -170,9 +179,27 @@ def _decode(
         raise errors.ImageTooLarge(validation.describe_pixel_limit(file_format)) from error
     except _PILLOW_ERRORS as error:
         raise errors.BadImage() from error
-    if picture.mode == "RGB":
-        return picture, None
-    return picture.convert("RGB"), picture.getchannel("A")
+    if picture.mode != "RGB":
+        return picture.convert("RGB"), picture.getchannel("A"), 1
+    is_whole = max(picture.size) == max(size)
+    return picture.reduce(reduction) if is_whole else picture, None, reduction
+
+
+def _find_reduction(size: tuple[int, int], min_side_px: int | None) -> int:
+    """Return the largest number by which `decode` may reduce a picture, 1 if by none.
+
+    It divides both sides, so the proportions stay as they are: they set the size of a result.
+    """
+    if min_side_px is None:
+        return 1
+    return next(
+        (
+            number
+            for number in (8, 4, 2)
+            if all(side % number == 0 and side // number >= min_side_px for side in size)
+        ),
+        1,
+    )
 
 
 def _open(data: bytes, file_format: InputFormat) -> Image.Image:
@@ -241,12 +268,21 @@ def _has_unused_data(data: bytes) -> bool:
     return False
 
 
+def _load(image: Image.Image, data: bytes, reduction: int, *, inspected: bool) -> None:
+    if reduction > 1:  # of a JPEG, libjpeg then decodes a smaller picture, in less time
+        image.draft(None, (image.width // reduction, image.height // reduction))
+    image.load()
+    if isinstance(image, JpegImagePlugin.JpegImageFile) and not inspected:
+        _refuse_missing_data(image, data)
+
+
 def _refuse_missing_data(image: Image.Image, data: bytes) -> None:
     """Refuse a JPEG if its loaded picture depends on what follows the data of a scan."""
     structure = jpeg.parse(data)
     if structure is None or structure.is_arithmetic:
         return
     with _open(jpeg.fill_scans(data, structure), "jpeg") as filled:
+        filled.draft(None, image.size)  # reduced, if the picture is
         if ImageChops.difference(image, filled).getbbox() is not None:
             raise errors.BadImage(_MISSING_DATA)
 

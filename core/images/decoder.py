@@ -211,6 +211,7 @@ class SandboxedDecoder:
         keep_alpha: bool = False,
         mask: bool = False,
         inspected: bool = False,
+        min_side_px: int | None = None,
         max_width: int | None = None,
     ) -> Image.Image:
         """Decode a file as `codec.decode` does, and raise what it raises.
@@ -225,13 +226,17 @@ class SandboxedDecoder:
             "keep_alpha": keep_alpha,
             "mask": mask,
             "inspected": inspected,
+            "min_side_px": min_side_px,
             "max_width": max_width,
         }
         answer, pixels = self._request(request, io.BytesIO(data))
         width, height = answer["size"]
         if max_width is not None and (width > max_width or height > validation.MAX_SIDE_PX):
             raise errors.BadImage()
-        return Image.frombytes(answer["mode"], answer["size"], pixels)
+        picture = Image.frombytes(answer["mode"], answer["size"], pixels)
+        if answer["reduction"] > 1:
+            picture.info[codec.REDUCTION] = answer["reduction"]
+        return picture
 
     def inspect(
         self,
@@ -356,7 +361,12 @@ class SandboxedDecoder:
             raise ValueError(answer)
         mode = answer.get("mode", "RGB")
         doubts = tuple(filter(_is_known, map(str, answer.get("warnings", []))))
-        checked = {"size": (width, height), "mode": mode, "warnings": doubts}
+        checked = {
+            "size": (width, height),
+            "mode": mode,
+            "warnings": doubts,
+            "reduction": min(8, int(answer.get("reduction", 1))),
+        }
         if not has_pixels:
             return checked, b""
         length = _BYTES_PER_PIXEL[mode] * width * height

@@ -4,13 +4,14 @@ The protocol consists of frames of `multiprocessing.connection`, each a length a
 
     process   {"filtered": bool}, once: the process is ready; whether system calls are filtered
     parent    a request, the file in several frames, and an empty frame
-    process   {"size": [width, height], "mode": "RGB" or "RGBA", "warnings": [sentence]}, and, if
-              requested, one frame of pixels (row by row);
+    process   {"size": [width, height], "mode": "RGB" or "RGBA", "warnings": [sentence],
+              "reduction": see `codec.REDUCTION`}, and, if requested, one frame of pixels (row by
+              row);
               or {"refusal": name of the error, "message": its message, "reason": its reason}
 
 The keys of a request, all optional: `pixels` (send them), `background`, `any_size`, `keep_alpha`,
-`mask` and `inspected` (as in `codec.decode`), `refuse_black` (refuse a black mask), `max_width`
-(scale a wider picture to so many px), `square` (side and way to resize).
+`mask`, `inspected` and `min_side_px` (as in `codec.decode`), `refuse_black` (refuse a black mask),
+`max_width` (scale a wider picture to so many px), `square` (side and way to resize).
 """
 
 import json
@@ -49,9 +50,13 @@ def serve(
                 continue
             # A job reads a file that was inspected before.
             doubts = [] if request.get("pixels") else codec.list_doubts(data)
-            _send_header(
-                connection, {"size": picture.size, "mode": picture.mode, "warnings": doubts}
-            )
+            header = {
+                "size": picture.size,
+                "mode": picture.mode,
+                "warnings": doubts,
+                "reduction": picture.info.get(codec.REDUCTION, 1),
+            }
+            _send_header(connection, header)
             if request.get("pixels"):
                 connection.send_bytes(picture.tobytes())
 
@@ -66,6 +71,7 @@ def _decode(request: dict[str, Any], data: bytes) -> Image.Image:
         keep_alpha=request.get("keep_alpha", False),
         mask=request.get("mask", False),
         inspected=request.get("inspected", False),
+        min_side_px=request.get("min_side_px"),
     )
     if request.get("refuse_black"):
         codec.check_mask(picture)

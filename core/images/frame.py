@@ -71,6 +71,12 @@ def find_painting(picture: Image.Image) -> Box | None:
     )
 
 
+def scale_box(box: Box, factor: int) -> Box:
+    """The same box in a picture that is larger by a factor."""
+    left, top, right, bottom = box
+    return left * factor, top * factor, right * factor, bottom * factor
+
+
 def _best(small: Image.Image, turns: Iterable[float]) -> _Found | None:
     """What is found in the copy turned back, if anything: innermost, with the strongest edges."""
     found = [

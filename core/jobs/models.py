@@ -18,7 +18,7 @@ from pydantic import BaseModel, ConfigDict, Field, StringConstraints, Validation
 from core import errors
 from core.images.transparency import Background
 from core.style.limits import SIZE_CLASSES
-from core.style.spec import SpecUpdate, parse_spec
+from core.style.spec import MAX_SIZE_PX, SpecUpdate, parse_spec
 
 MAX_ATTEMPTS = 3  # lost attempts in a row, without a new checkpoint, before the job fails
 MAX_SPEC_UPDATES = 200  # per job
@@ -123,7 +123,7 @@ class JobInput(_Record):
         ]
 
     def load_images(self, decode: Callable[..., Image.Image]) -> "JobImages":
-        """Read and decode the pictures.
+        """Read and decode the pictures, large ones reduced (`codec.REDUCTION`).
 
         decode: has the signature of `codec.decode`, but takes a digest instead of bytes.
         Raises BadImage, which names the picture, and whatever `decode` raises.
@@ -132,6 +132,10 @@ class JobInput(_Record):
         background = self.spec.get("background", "auto")
         transparency = self.spec.get("transparency", "flatten")
         keep_alpha = transparency == "keep"
+        # A larger picture only takes time and memory. Half of the pixels are spare, so that what is
+        # reduced twice looks the same.
+        photo_px = 2 * self.spec.get("size", MAX_SIZE_PX)
+        painting_px = round(photo_px * max(1, self.spec.get("style_scale", 1)))
 
         def load(part: str, digest: str, **options: Any) -> Image.Image:
             try:
@@ -145,14 +149,14 @@ class JobInput(_Record):
                 load(part, digest, **options) for part, digest in zip(parts, digests, strict=True)
             ]
 
-        content = load("content", self.content, keep_alpha=keep_alpha)
+        content = load("content", self.content, keep_alpha=keep_alpha, min_side_px=photo_px)
         alpha = content.getchannel("A") if content.mode == "RGBA" else None
         masks, style_masks = (
             [mask.convert("L") for mask in load_all(field, digests, mask=True)]
             for field, digests in (("mask", self.masks), ("style_mask", self.style_masks))
         )
         init = load("init_image", self.init_image, any_size=True) if self.init_image else None
-        styles = load_all("style", self.styles)
+        styles = load_all("style", self.styles, min_side_px=painting_px)
         return JobImages(content.convert("RGB"), styles, masks, style_masks, init, alpha)
 
     def with_updates(self, parameters: Mapping[str, Any]) -> "JobInput":

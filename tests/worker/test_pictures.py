@@ -88,6 +88,29 @@ def test_the_next_job_with_a_picture_does_not_read_or_decode_it(
     assert [one.decoded for one in opened] == [2, 2, 1]
 
 
+@pytest.mark.parametrize(
+    ("spec", "photo_px", "painting_px"),
+    [
+        ({"size": 64}, 160, 160),
+        ({"size": 64, "style_scale": 4}, 160, 640),
+        ({"size": 64, "style_scale": 0.25}, 160, 160),
+        ({"size": 128, "transparency": "keep"}, 320, 320),
+        ({"size": 129}, 640, 640),
+    ],
+    ids=str,
+)
+def test_pictures_come_no_larger_than_the_job_needs_them(
+    decoder: PictureDecoder, spec: dict[str, Any], photo_px: int, painting_px: int
+) -> None:
+    """At least twice as large as they are used. A cached one is of the size that the job needs."""
+    files = [codec.encode(Image.new("RGB", (640, 512), color)) for color in ("red", "navy")]
+    decoder.load_images(*_job(*files, size=500))
+    images = decoder.load_images(*_job(*files, **spec))
+
+    assert (images.content.width, images.styles[0].width) == (photo_px, painting_px)
+    assert images.styles[0].info.get(codec.REDUCTION, 1) == 640 // painting_px
+
+
 def test_pixels_are_dropped_in_time(opened: list[_Spy], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(pictures, "KEPT_SECONDS", 0)
     decoder = PictureDecoder()

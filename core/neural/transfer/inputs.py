@@ -13,7 +13,7 @@ from PIL import Image
 from torch import Tensor
 
 from core.images import codec
-from core.images.frame import Box, find_painting
+from core.images.frame import Box, find_painting, scale_box
 from core.neural.transfer import pixels
 from core.neural.transfer.margin import Margin
 from core.neural.transfer.objective import (
@@ -51,7 +51,7 @@ class StyleInputs:
 
     alpha: what the result is to have, mode L; None: it is opaque. region_map: the parts of photo
     and paintings that belong together; set by `with_regions`. style_crops: of each painting the
-    box to which it was cropped, in px of the whole picture; None: not at all. Set by
+    box to which it was cropped, in px of its file; None: not at all. Set by
     `without_frames`; empty if none was cropped. style_cache: statistics of earlier runs, for a
     process that makes several.
     """
@@ -98,7 +98,11 @@ class StyleInputs:
             picture.crop(box) if box else picture
             for picture, box in zip(self.styles, boxes, strict=True)
         ]
-        return replace(self, styles=cropped, style_crops=boxes)
+        crops = [
+            box and scale_box(box, picture.info.get(codec.REDUCTION, 1))
+            for picture, box in zip(self.styles, boxes, strict=True)
+        ]
+        return replace(self, styles=cropped, style_crops=crops)
 
     def with_regions(self, spec: StyleSpec, network: Network) -> "StyleInputs":
         """The inputs with automatic regions, if the spec asks for them and there is a style."""

@@ -10,10 +10,11 @@ from typing import Any
 
 import hostile_files
 import pytest
-from PIL import Image, ImageCms, PngImagePlugin
+from PIL import Image, ImageChops, ImageCms, ImageStat, PngImagePlugin
 
 from core import errors
 from core.images import codec, png, validation
+from core.images.codec import REDUCTION
 from core.images.decoder import inspect_upload
 
 GRADIENT = Image.linear_gradient("L").resize((64, 48))
@@ -160,6 +161,70 @@ def test_all_eight_orientations_are_decoded_upright(kind: str, orientation: int)
     assert got.size == (64, 48)
     assert _near((30, 200, 30), got.getpixel((32, 4)), 20)
     assert _near((200, 30, 30), got.getpixel((8, 40)), 20)
+
+
+REDUCED_FILES: dict[str, dict[str, Any]] = {
+    "JPEG": {"kind": "JPEG", "quality": 95},
+    "JPEG, 4:4:4": {"kind": "JPEG", "quality": 95, "subsampling": 0},
+    "JPEG, progressive": {"kind": "JPEG", "quality": 95, "progressive": True},
+    "MPO": {"kind": "MPO", "quality": 95, "save_all": True},
+    "PNG": {"kind": "PNG"},
+    "WebP": {"kind": "WEBP", "quality": 95},
+}
+
+
+@pytest.mark.parametrize("file", REDUCED_FILES)
+@pytest.mark.parametrize("mode", ["RGB", "L", "CMYK"])
+def test_a_large_picture_is_reduced_by_what_divides_its_sides(file: str, mode: str) -> None:
+    options = dict(REDUCED_FILES[file])
+    if mode == "CMYK" and not file.startswith("JPEG"):
+        pytest.skip("the format has no CMYK")
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    picture = _colors().resize((640, 480), Image.Resampling.BICUBIC).convert(mode)
+    data = _bytes(picture, options.pop("kind"), exif=exif, **options)
+    whole = codec.decode(data)
+    sizes = {
+        None: (480, 640),
+        240: (240, 320),
+        239: (240, 320),
+        241: (480, 640),
+        120: (120, 160),
+        9: (60, 80),
+    }
+
+    assert REDUCTION not in whole.info
+    for min_side_px, size in sizes.items():
+        got = codec.decode(data, min_side_px=min_side_px)
+        reduction = 480 // size[0]
+        assert (got.size, got.info.get(REDUCTION, 1)) == (size, reduction), min_side_px
+        difference = ImageChops.difference(got, whole.reduce(reduction))
+        assert max(ImageStat.Stat(difference).mean) < 1
+
+
+@pytest.mark.parametrize(
+    ("size", "reduced"), [((642, 480), (321, 240)), ((640, 482), (320, 241)), ((641, 480), None)]
+)
+def test_the_proportions_of_a_picture_are_never_reduced(
+    size: tuple[int, int], reduced: tuple[int, int] | None
+) -> None:
+    """They set the size of the result."""
+    for kind in ("JPEG", "PNG"):
+        data = _bytes(Image.new("RGB", size), kind)
+        assert codec.decode(data, min_side_px=9).size == (reduced or size)
+
+
+def test_a_transparent_picture_is_not_reduced() -> None:
+    data = _bytes(Image.new("RGBA", (640, 480), (200, 30, 30, 100)), "PNG")
+    for options in ({}, {"keep_alpha": True}, {"mask": True}):
+        got = codec.decode(data, min_side_px=9, **options)
+        assert (got.size, got.info) == ((640, 480), {})
+
+
+def test_a_jpeg_with_a_missing_part_is_refused_also_where_it_would_be_reduced() -> None:
+    data = _bytes(Image.effect_noise((640, 480), 90).convert("RGB"), "JPEG")
+    with pytest.raises(errors.BadImage):
+        codec.decode(data[: len(data) // 2] + b"\xff\xd9", min_side_px=9)
 
 
 @pytest.mark.parametrize("mode", ["RGB", "I;16"])

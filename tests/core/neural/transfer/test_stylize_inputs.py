@@ -11,6 +11,7 @@ from PIL import Image, ImageChops, ImageOps, ImageStat
 from torch import Tensor
 
 from core import errors
+from core.images import codec
 from core.images.frame import find_painting
 from core.neural.transfer import pixels
 from core.neural.transfer.inputs import StyleInputs, style_size
@@ -268,7 +269,12 @@ def test_a_frame_stays_if_a_style_mask_belongs_to_it(
     assert inputs.without_frames(StyleSpec()).styles == [framed]
     cropped = StyleInputs(photo, [framed, painting]).without_frames(StyleSpec())
     assert cropped.styles != [framed, painting]
-    assert cropped.style_crops == [find_painting(framed), None]
+    box = find_painting(framed)
+    assert cropped.style_crops == [box, None]
+    framed.info[codec.REDUCTION] = 4  # the picture in the file is four times as large
+    of_file = StyleInputs(photo, [framed]).without_frames(StyleSpec()).style_crops
+    assert box is not None
+    assert of_file == [tuple(4 * side for side in box)]
 
 
 @pytest.mark.parametrize(
