@@ -465,7 +465,12 @@ def shrink_stored(data: bytes, width: int) -> Image.Image:
     try:
         with SandboxedDecoder(RESULT_LIMITS, fork_process) as decoder:
             return decoder.decode(
-                data, any_size=True, keep_alpha=True, inspected=True, max_width=width
+                data,
+                any_size=True,
+                keep_alpha=True,
+                inspected=True,
+                min_side_px=2 * width,
+                max_width=width,
             )
     except errors.OutOfMemory as error:
         raise errors.Unavailable() from error
