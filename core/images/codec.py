@@ -120,6 +120,7 @@ def decode(
     mask: bool = False,
     inspected: bool = False,
     min_side_px: int | None = None,
+    doubts: list[str] | None = None,
 ) -> Image.Image:
     """Decode a file: first frame, upright, sRGB, composited on `background`, in mode RGB.
 
@@ -129,10 +130,12 @@ def decode(
     becomes invisible, so that what is transparent selects nothing. inspected: this function has
     accepted the same bytes before, so skip the checks that decode them once more. min_side_px: make
     an opaque picture 2, 4 or 8 times smaller, in which both sides are whole and at least so long.
+    doubts: add to this list sentences about what may be wrong with the file; a JPEG is decoded once
+    more.
     Raises UnsupportedImage, ImageTooLarge, UploadTooLarge, BadImage.
     """
     picture, alpha, reduction = _decode(
-        data, any_size=any_size, inspected=inspected, min_side_px=min_side_px
+        data, any_size=any_size, inspected=inspected, min_side_px=min_side_px, doubts=doubts
     )
     if alpha is None or (background == "none" and not mask):
         picture = _strip_metadata(picture)
@@ -146,7 +149,12 @@ def decode(
 
 
 def _decode(
-    data: bytes, *, any_size: bool, inspected: bool, min_side_px: int | None
+    data: bytes,
+    *,
+    any_size: bool,
+    inspected: bool,
+    min_side_px: int | None,
+    doubts: list[str] | None,
 ) -> tuple[Image.Image, Image.Image | None, int]:
     """Return the upright picture in sRGB, mode RGB, its alpha, and by how much it is reduced."""
     if not any_size:
@@ -165,7 +173,7 @@ def _decode(
                 pixels, info = _read_png(data)
             else:
                 _refuse_camera_raw(image)
-                _load(image, data, reduction, inspected=inspected)
+                _load(image, data, reduction, inspected=inspected, doubts=doubts)
                 pixels, info = _split_alpha(image), image.info
             if file_format in ("heic", "avif"):
                 pixels = _apply_code_points(pixels, data)
@@ -246,45 +254,50 @@ def open_result(
         raise errors.BadImage() from error
 
 
-def list_doubts(data: bytes) -> list[str]:
-    """Return sentences about what may be wrong with a file that `decode` has accepted.
-
-    Decodes a JPEG twice.
-    """
-    return [*validation.list_doubts(data), *([_UNUSED_DATA] if _has_unused_data(data) else [])]
-
-
-def _has_unused_data(data: bytes) -> bool:
-    """Return whether a JPEG holds more data of its picture than the decoder takes.
-
-    libjpeg reports extraneous data, which Pillow hides.
-    """
-    structure = jpeg.parse(data) if validation.detect_format(data) == "jpeg" else None
-    changed = None if structure is None else jpeg.replace_tails(data, structure)
-    if changed is None:
-        return False
-    with suppress(*_PILLOW_ERRORS), _open(data, "jpeg") as image, _open(changed, "jpeg") as other:
-        return ImageChops.difference(image, other).getbbox() is None
-    return False
-
-
-def _load(image: Image.Image, data: bytes, reduction: int, *, inspected: bool) -> None:
+def _load(
+    image: Image.Image,
+    data: bytes,
+    reduction: int,
+    *,
+    inspected: bool,
+    doubts: list[str] | None,
+) -> None:
     if reduction > 1:  # of a JPEG, libjpeg then decodes a smaller picture, in less time
         image.draft(None, (image.width // reduction, image.height // reduction))
     image.load()
-    if isinstance(image, JpegImagePlugin.JpegImageFile) and not inspected:
-        _refuse_missing_data(image, data)
+    structure = jpeg.parse(data) if isinstance(image, JpegImagePlugin.JpegImageFile) else None
+    if structure is None:
+        return
+    if not inspected:
+        _refuse_missing_data(image, data, structure)
+    if doubts is not None:
+        doubts += validation.list_doubts(structure)
+        if _has_unused_data(image, data, structure):
+            doubts.append(_UNUSED_DATA)
 
 
-def _refuse_missing_data(image: Image.Image, data: bytes) -> None:
+def _refuse_missing_data(image: Image.Image, data: bytes, structure: jpeg.Structure) -> None:
     """Refuse a JPEG if its loaded picture depends on what follows the data of a scan."""
-    structure = jpeg.parse(data)
-    if structure is None or structure.is_arithmetic:
+    if structure.is_arithmetic:
         return
     with _open(jpeg.fill_scans(data, structure), "jpeg") as filled:
         filled.draft(None, image.size)  # reduced, if the picture is
         if ImageChops.difference(image, filled).getbbox() is not None:
             raise errors.BadImage(_MISSING_DATA)
+
+
+def _has_unused_data(image: Image.Image, data: bytes, structure: jpeg.Structure) -> bool:
+    """Return whether a JPEG holds more data of its loaded picture than the decoder takes.
+
+    libjpeg reports extraneous data, which Pillow hides.
+    """
+    changed = jpeg.replace_tails(data, structure)
+    if changed is None:
+        return False
+    with suppress(*_PILLOW_ERRORS), _open(changed, "jpeg") as other:
+        other.draft(None, image.size)
+        return ImageChops.difference(image, other).getbbox() is None
+    return False
 
 
 def _check_samples(data: bytes) -> None:
@@ -390,7 +403,9 @@ def _apply_orientation(picture: Image.Image, info: Mapping[Any, Any]) -> Image.I
 
 def _strip_metadata(image: Image.Image) -> Image.Image:
     """Copy the pixels to a new image. Pillow keeps comments in `info`, even through convert()."""
-    return Image.frombytes(image.mode, image.size, image.tobytes())
+    copied = image.copy()  # a plain image, which has no attributes of its file but `info`
+    copied.info = {}
+    return copied
 
 
 def encode(

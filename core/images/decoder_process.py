@@ -38,8 +38,10 @@ def serve(
         while True:
             request = json.loads(connection.recv_bytes())
             data = b"".join(iter(connection.recv_bytes, b""))
+            # A job reads a file that was inspected before.
+            doubts: list[str] | None = None if request.get("pixels") else []
             try:
-                picture = _decode(request, data)
+                picture = _decode(request, data, doubts)
             except errors.BadInput as error:
                 refusal = {
                     "refusal": type(error).__name__,
@@ -48,12 +50,10 @@ def serve(
                 }
                 _send_header(connection, refusal)
                 continue
-            # A job reads a file that was inspected before.
-            doubts = [] if request.get("pixels") else codec.list_doubts(data)
             header = {
                 "size": picture.size,
                 "mode": picture.mode,
-                "warnings": doubts,
+                "warnings": doubts or [],
                 "reduction": picture.info.get(codec.REDUCTION, 1),
             }
             _send_header(connection, header)
@@ -61,7 +61,7 @@ def serve(
                 connection.send_bytes(picture.tobytes())
 
 
-def _decode(request: dict[str, Any], data: bytes) -> Image.Image:
+def _decode(request: dict[str, Any], data: bytes, doubts: list[str] | None) -> Image.Image:
     if "square" in request:
         return codec.decode_square(data, *request["square"])
     picture = codec.decode(
@@ -72,6 +72,7 @@ def _decode(request: dict[str, Any], data: bytes) -> Image.Image:
         mask=request.get("mask", False),
         inspected=request.get("inspected", False),
         min_side_px=request.get("min_side_px"),
+        doubts=doubts,
     )
     if request.get("refuse_black"):
         codec.check_mask(picture)

@@ -172,11 +172,8 @@ def _max_pixels(file_format: InputFormat) -> int:
     return MAX_PIXELS_WEBP if file_format == "webp" else MAX_PIXELS
 
 
-def list_doubts(data: bytes) -> list[str]:
-    """Return sentences about what may be wrong with a file that was decoded."""
-    structure = jpeg.parse(data) if data[:3] == b"\xff\xd8\xff" else None
-    if structure is None:
-        return []
+def list_doubts(structure: jpeg.Structure) -> list[str]:
+    """Return sentences about what may be wrong with a JPEG that was decoded."""
     doubts = {
         _LACKS_PRECISION: jpeg.lacks_precision(structure),
         _UNCHECKED: structure.is_arithmetic,
