@@ -34,19 +34,22 @@ function accept() {
   moved?.dispatchEvent(new Event("input", { bubbles: true }));
 }
 
+// The browser's last change follows the end of the touch.
+const end = () => setTimeout(() => { restore(); slider = null; });
+
 const listeners = {
-  pointerdown({ target, pointerType, clientX: x, clientY: y }) {
+  pointerdown({ isPrimary, target, pointerType, clientX: x, clientY: y }) {
+    if (!isPrimary) return;  // a second finger
     press = { x, y, value: target.value };
     slider = pointerType === "touch" && target.type === "range" ? target : null;
   },
   pointermove(event) {
-    const [along, across] = slider ? distance(event, press) : [];
+    const [along, across] = slider && event.isPrimary ? distance(event, press) : [];
     if (along > MOVE_PX && along > across) accept();
   },
-  pointerup: accept,
+  pointerup({ isPrimary }) { if (isPrimary) accept(); },
   pointercancel: restore,
-  // The browser's last change follows the end of the touch.
-  touchend: () => setTimeout(() => { restore(); slider = null; }),
+  touchend: end, touchcancel: end,
   input: stopChange, change: stopChange, click: stopSecondTap, dblclick: stopSecondTap,
 };
 for (const [type, listener] of Object.entries(listeners)) addEventListener(type, listener, true);
