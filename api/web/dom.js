@@ -48,7 +48,11 @@ export const onClick = (id, action) => listen(id, "click", action);
 
 export const setText = (id, text) => { byId(id).textContent = text; };
 
-export const setVisible = (target, visible) => { find(target).hidden = !visible; };
+// target: an element, or ids with spaces between them.
+export function setVisible(target, visible) {
+  const elements = typeof target === "string" ? target.split(" ").map(byId) : [target];
+  for (const element of elements) element.hidden = !visible;
+}
 
 // message: what follows an empty line is folded.
 export function showError(target, message = "") {
@@ -76,6 +80,11 @@ export function setChildren(root, elements) {
     if (root.children[i] !== element) root.insertBefore(element, root.children[i] ?? null);
   });
 }
+
+// The direction of a key, as x and y.
+export const ARROWS = {
+  ArrowLeft: [-1, 0], ArrowRight: [1, 0], ArrowUp: [0, -1], ArrowDown: [0, 1],
+};
 
 export function announce(text) {
   if (byId("announcement").textContent !== text) setText("announcement", text);

@@ -2,7 +2,7 @@
 // and compares.
 
 import {
-  announce, byId, createElement, encodeCanvas, hideBlob, listen, makeRoving, onClick, setText,
+  announce, ARROWS, byId, createElement, encodeCanvas, hideBlob, listen, makeRoving, onClick, setText,
   setValueText, setVisible, showBlob,
 } from "./dom.js";
 import { closeLayer, openLayer } from "./layers.js";
@@ -29,8 +29,7 @@ export class Viewer {
     [this.before, this.after] = stage.querySelectorAll("img.before, img.after");
     this.divider = byId("divider");
     this.blend = byId("blend");
-    Object.assign(this, { pointers: new Map(), ratio: 4 / 3, result: null, zoom: 1, x: 0, y: 0 });
-    this.isSplit = false;
+    Object.assign(this, { pointers: new Map(), ratio: 4 / 3, isSplit: false, zoom: 1, x: 0, y: 0 });
     this.clear();
     listen(this.divider, "input", () => { this.isTouched = true; this.render(); });
     listen(this.blend, "input", () => this.render());
@@ -79,6 +78,7 @@ export class Viewer {
   removePainting() {
     this.result = null;
     this.isTouched = false;
+    this.blend.value = 100;
     this.showOriginal(false);
     this.#hide(this.after);
     this.setDivider(0);
@@ -135,13 +135,10 @@ export class Viewer {
   }
 
   clear() {
-    this.result = this.photoSource = null;
-    this.isTouched = false;
-    for (const image of [this.before, this.after]) this.#hide(image);
-    this.blend.value = 100;
-    this.showOriginal(false);
+    this.photoSource = null;
+    this.#hide(this.before);
+    this.removePainting();
     this.fit();
-    this.setDivider(0);
   }
 
   // share: 0 shows the whole painting, 100 the whole photo.
@@ -188,6 +185,12 @@ export class Viewer {
     return { width, height: width / this.ratio };
   }
 
+  // The left and the right side of what is in view of the picture.
+  get edges() {
+    const { x, space } = this, right = x + this.fitted.width * this.zoom;
+    return { left: Math.max(0, x), right: Math.min(space.width, right) };
+  }
+
   // The zoom at which one pixel of the picture is one of the screen.
   get fullZoom() {
     const { naturalWidth } = this.hasPainting ? this.after : this.before;
@@ -201,8 +204,7 @@ export class Viewer {
       (size <= all ? (all - size) / 2 : Math.min(0, Math.max(all - size, corner)));
     this.x = place(this.x, width, space.width);
     this.y = place(this.y, height, space.height);
-    const left = Math.max(0, this.x), right = Math.min(space.width, this.x + width);
-    const share = this.divider.value / 100;
+    const { left, right } = this.edges, share = this.divider.value / 100;
     const set = (name, value) => stage.style.setProperty(`--${name}`, value);
     set("w", `${fitted.width}px`);
     set("h", `${fitted.height}px`);
@@ -227,8 +229,7 @@ export class Viewer {
     setText("zoom-level", this.zoom === 1 ? t("fit") : formatPercent(this.zoom / this.fullZoom));
     byId("zoom-out").ariaDisabled = this.zoom === 1;
     setVisible("viewer-tools", this.hasPainting || this.hasPhoto);
-    setVisible("hold", isCompared);
-    setVisible("side-by-side", isCompared);
+    setVisible("hold side-by-side", isCompared);
     byId("hold").disabled = this.isSplit;
     byId("side-by-side").ariaPressed = this.isSplit;
     setValueText(this.divider, t("dividerValue", { percent: formatPercent(share) }));
@@ -281,8 +282,7 @@ export class Viewer {
   #addHandle(handle) {
     const follow = (event) => {
       if (!handle.hasPointerCapture(event.pointerId)) return;
-      const { x } = this.#locate(event), width = this.fitted.width * this.zoom;
-      const left = Math.max(0, this.x), right = Math.min(this.stage.clientWidth, this.x + width);
+      const { x } = this.#locate(event), { left, right } = this.edges;
       this.setDivider(Math.min(100, Math.max(0, 100 * (x - left) / (right - left))));
     };
     listen(handle, "pointerdown", (event) => {
@@ -300,9 +300,13 @@ export class Viewer {
 
   #addPointers() {
     const { stage, pointers } = this;
-    let holdTimer = null, distance = 0;
+    let holdTimer = null, isHeld = false, distance = 0;
     const isOnPicture = ({ target }) => target === this.before || target === this.after;
-    const endHold = () => { clearTimeout(holdTimer); this.showOriginal(false); };
+    const hold = () => this.showOriginal(isHeld = true);
+    const endHold = () => {  // what the button shows stays
+      clearTimeout(holdTimer);
+      if (isHeld) this.showOriginal(isHeld = false);
+    };
     listen(stage, "wheel", (event) => {
       if (!this.hasPhoto && !this.hasPainting) return;
       if (this.zoom <= 1 && event.deltaY > 0) return;  // then the page scrolls
@@ -317,7 +321,7 @@ export class Viewer {
       pointers.set(event.pointerId, this.#locate(event));
       distance = 0;
       // On a touch screen the same gesture opens the browser's menu, which saves the picture.
-      if (event.pointerType === "mouse") holdTimer = setTimeout(() => this.showOriginal(true), HOLD_MS);
+      if (event.pointerType === "mouse") holdTimer = setTimeout(hold, HOLD_MS);
     });
     listen(window, "pointermove", (event) => {
       const from = pointers.get(event.pointerId);
@@ -359,18 +363,15 @@ export class Viewer {
   }
 
   #onKey(event) {
-    if (event.target.matches("input:not(#divider), select, #mask-layer") || event.ctrlKey) return;
+    if (event.target.matches("input:not(#divider), select, #mask-layer")) return;
+    if (event.ctrlKey || event.metaKey || event.altKey) return;  // the browser's own zoom and tabs
     const actions = {
       "+": () => this.zoomBy(ZOOM_STEP), "=": () => this.zoomBy(ZOOM_STEP),
       "-": () => this.zoomBy(1 / ZOOM_STEP), 0: () => this.fit(), 1: () => this.zoomTo(this.fullZoom),
     };
-    if (this.zoom > 1 && event.shiftKey) {
-      const [x, y] = {
-        ArrowLeft: [1, 0], ArrowRight: [-1, 0], ArrowUp: [0, 1], ArrowDown: [0, -1],
-      }[event.key] ?? [0, 0];
-      if (x || y) actions[event.key] = () => { this.x += x * PAN_STEP; this.y += y * PAN_STEP; };
-    }
-    const action = actions[event.key];
+    const pan = ([x, y]) => { this.x -= x * PAN_STEP; this.y -= y * PAN_STEP; };
+    const arrow = this.zoom > 1 && event.shiftKey && ARROWS[event.key];
+    const action = arrow ? () => pan(arrow) : actions[event.key];
     if (!action) return;
     event.preventDefault();
     this.isTouched = true;
@@ -378,7 +379,6 @@ export class Viewer {
     this.render();
   }
 
-  // Encodes the blend of the photo and a result.
   async encodeBlend(blob, type) {
     const result = await createImageBitmap(blob), { width, height } = result;
     const canvas = createElement("canvas", { width, height }), context = canvas.getContext("2d");
