@@ -97,6 +97,9 @@ async function readBody(kind, response, signal) {
   }
 }
 
+// As `sendJson`; returns the JSON of the response.
+export const sendForJson = async (...request) => readBody("json", await sendJson(...request));
+
 export const getJson = async (address, options = {}) =>
   readBody("json", await request(address, options), options.signal);
 

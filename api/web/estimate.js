@@ -1,7 +1,7 @@
 // Shows how long a job will take, before it is submitted. Shows nothing if the service cannot
 // estimate it.
 
-import { sendJson } from "./api.js";
+import { sendForJson } from "./api.js";
 import { setText } from "./dom.js";
 import { describeError, formatDuration, t } from "./text.js";
 
@@ -20,7 +20,7 @@ export function showEstimate(body) {
 async function request(body) {
   let text = "";
   try {
-    text = describe(await (await sendJson("POST", "v1/estimate", body)).json());
+    text = describe(await sendForJson("POST", "v1/estimate", body));
   } catch (error) {
     // A wrong parameter is named by the submission.
     if (!error.parameter && [422, 503].includes(error.status)) text = error.message;

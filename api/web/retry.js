@@ -1,5 +1,6 @@
 // Repeats an action that fails for a reason that may pass, with growing pauses.
 
+import { sendForJson } from "./api.js";
 import { t } from "./text.js";
 
 const MAX_PAUSE_SECONDS = 8;
@@ -19,6 +20,12 @@ export async function retry(action, { signal, onError = () => {}, isFinal = cann
       await sleep(error.retryAfter ?? Math.min(MAX_PAUSE_SECONDS, 2 ** tries / 2), signal);
     }
   }
+}
+
+// Sends a POST that creates something, until the service answers; by its key it happens only once.
+export function create(address, body, options) {
+  const key = crypto.getRandomValues(new Uint32Array(4)).join("-");
+  return retry(() => sendForJson("POST", address, body, { "Idempotency-Key": key }), options);
 }
 
 const TRANSIENT_STATUS = [429, 502, 503, 504];
