@@ -329,7 +329,6 @@ export default {
   filter: "筛选画作",
   "filter.all": "全部",
   "filter.active": "进行中",
-  "filter.done": "已完成",
   "filter.ended": "失败、取消或超时",
   nothingFound: "没有符合筛选条件的画作。",
   historyEmpty: "画好的画作会显示在这里，在保存期内可随时查看。",

@@ -1,6 +1,6 @@
 // A message at the edge of the page that goes by itself, with one action at most.
 
-import { byId, createElement, setVisible } from "./dom.js";
+import { announce, byId, createElement, setVisible } from "./dom.js";
 
 let current = null;
 
@@ -24,6 +24,7 @@ export function showToast(text, { seconds = 6, action = "", onAction, onEnd = ()
       type: "button", className: "subtle", textContent: action, onclick: () => end(onAction) }));
   }
   setVisible(root, true);
+  announce(text);
 }
 
 // Ends the message that is shown as if its time were over.
