@@ -21,7 +21,7 @@ export class CompareView {
     const load = (get, address) => retry(() => get(address, { signal }), { signal, onError });
     onError("");
     this.viewer.clear();
-    for (const id of ["swap", "compared"]) setVisible(id, false);
+    setVisible("swap compared", false);
     setText("canvas-title", t("compare"));
     try {
       const shown = await Promise.all(ids.map(async (id) => {
@@ -49,7 +49,7 @@ export class CompareView {
     viewer.clear();
     viewer.showPhoto(shown[0].blob, titles[0]);
     await viewer.showPainting(shown[1].blob, titles[1]);
-    viewer.setDivider(50);
+    if (viewer.result === shown[1].blob) viewer.setDivider(50);
   }
 
   #showDifferences(shown, titles) {
@@ -65,10 +65,9 @@ export class CompareView {
       createElement("tr", {}, createElement("td"), ...["left", "right"].map((side) =>
         createElement("th", { scope: "col", textContent: t(side) }))),
       row(t("painting"), links),
-      row(t("parameter.size"), shown.map(({ job: { outputs: [{ width, height }] } }) =>
-        t("pixels", { width, height }))),
+      row(t("parameter.size"), shown.map(({ job }) => t("pixels", job.outputs[0]))),
       ...names.filter((name) => name !== "size").map((name) => row(labelOf(name),
         specs.map((spec) => describeValue(name, spec[name])))));
-    for (const id of ["swap", "compared"]) setVisible(id, true);
+    setVisible("swap compared", true);
   }
 }

@@ -56,15 +56,10 @@ const find = async (address) =>
   (await caches.open(CACHE)).match(new URL(address, SCOPE).href, { ignoreVary: true });
 
 async function getDocument(request, kept) {
-  try {
-    const response = await fetch(request);
-    if (response.status < 500) return response;
-    return await find(kept) ?? response;  // a proxy whose service is restarting
-  } catch (error) {
-    const response = await find(kept);
-    if (!response) throw error;
-    return response;
-  }
+  const response = await fetch(request).catch(() => null);
+  if (response?.status < 500) return response;
+  // Without a connection, or behind a proxy whose service is restarting.
+  return await find(kept) ?? response ?? Response.error();
 }
 
 async function getFile(request) {
