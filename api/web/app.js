@@ -4,7 +4,7 @@
 import { apiKey, resolveAddress, ROOT } from "./api.js";
 import { BatchView } from "./batch-view.js";
 import { CompareView } from "./compare-view.js";
-import { byId, listen, makeRoving, onClick, setText, setVisible, showError } from "./dom.js";
+import { byId, listen, makeRoving, onClick, setText, setVisible } from "./dom.js";
 import { acceptDropsAndPastes } from "./drop-paste.js";
 import { getNames, History, setNames } from "./history.js";
 import { install } from "./install.js";
@@ -47,37 +47,43 @@ loadTexts().then(() => {
 
   const getPath = () => location.pathname.slice(ROOT.pathname.length) + location.search;
 
-  const showJob = (job) => {
+  // A request may take long: its end opens nothing if the user has gone elsewhere meanwhile.
+  const isShown = ({ id }) => path === `j/${id}`;
+
+  const addJob = ({ id }, isAwaited) => {
     films.refresh();
-    navigate(resolveAddress(`j/${job.id}`));
+    if (isAwaited) navigate(`j/${id}`);
   };
   const viewer = new Viewer();
-  const editor = new SubmitView(viewer, { onSubmitted: showJob, onTryAll: tryAll });
+  const editor = new SubmitView(viewer, {
+    onSubmitted: (job) => addJob(job, editor.isOpen), onTryAll: tryAll });
   const findPicture = (digest) => {
     const found = editor.pictures.find((picture) => picture.digest === digest);
     return found?.screen ?? found?.file ?? null;
   };
   const films = new History({
-    onDeleted(ids) { if (ids.some((id) => path.includes(id))) navigate(ROOT.href); },
-    onOpen: (id) => navigate(resolveAddress(`j/${id}`)),
-    onCompare: (a, b) => navigate(resolveAddress(`?compare=${a},${b}`)),
+    onDeleted(ids) { if (ids.some((id) => path.includes(id))) navigate("./"); },
+    onOpen: (id) => navigate(`j/${id}`),
+    onCompare: (a, b) => navigate(`?compare=${a},${b}`),
+    onEnded: (job) => jobView.notify(job),
   });
   const jobView = new JobView(viewer, {
     findPicture,
     async onReuse(job, kind) {
       if (kind) await editor.useResult(job, kind);
       else await editor.reuse(job.input, getNames(job.id));
-      navigate(ROOT.href);
+      if (isShown(job)) navigate("./");
     },
     onCreated(job, previous) {
       const names = getNames(previous.id);
       if (names) setNames(job.id, names);
-      showJob(job);
+      addJob(job, isShown(previous));
     },
     // Back to where the job was begun.
-    async onCanceled({ input, id, retried_from: source }) {
+    async onCanceled(job) {
+      const { input, id, retried_from: source } = job;
       if (!source) await editor.reuse(input, getNames(id));
-      navigate(source ? resolveAddress(`j/${source}`) : ROOT.href);
+      if (isShown(job)) navigate(source ? `j/${source}` : "./");
       showToast(t("canceled"));
     },
     onDelete: (job) => films.remove([job.id]),
@@ -87,10 +93,7 @@ loadTexts().then(() => {
   });
   const comparison = new CompareView(viewer);
   const batch = new BatchView({
-    onStarted(job, photo, style) {
-      setNames(job.id, { content: photo.title, styles: [style.title] });
-      films.refresh();
-    },
+    onStarted: () => films.refresh(),
     onPick({ style, blob }) {
       batch.close();
       editor.draft = blob && { photo: editor.photo.pictures[0], style, blob };
@@ -102,25 +105,22 @@ loadTexts().then(() => {
   function tryAll() {
     const { photo, style, options } = editor;
     const styles = [...style.own, ...style.samples].slice(0, style.max);
-    batch.open(photo.pictures[0], styles, {
-      spec: options.spec, onError: (message) => showError("submit-error", message) });
+    batch.open(photo.pictures[0], styles, options.spec);
     byId("batch-close").focus();
   }
 
-  acceptDropsAndPastes({
-    onNoFile: () => showToast(t("notAFile")),
-    async onFiles(files, target) {
-      const recipe = files.length === 1 ? await readRecipe(files[0]) : null;
-      if (recipe) return reuseRecipe(recipe, files[0], target);
-      chooseFiles(files, target);
-    },
+  acceptDropsAndPastes(async (files, target) => {
+    await editor.load();  // else the draft would replace what is chosen meanwhile
+    const recipe = files.length === 1 ? await readRecipe(files[0]) : null;
+    if (recipe) reuseRecipe(recipe, files[0], target);
+    else chooseFiles(files, target);
   });
 
   // One file goes to the part that it was dropped on, else it is the photo, and the user may make it
   // the style. Several files are a photo and styles.
   function chooseFiles(files, target) {
     const { photo, style } = editor;
-    if (path !== "") navigate(ROOT.href);
+    if (path !== "") navigate("./");
     if (target instanceof Node && byId("style").contains(target)) return style.addFiles(files);
     if (files.length > 1) style.addFiles(files.slice(1));
     const previous = photo.pictures;
@@ -128,8 +128,7 @@ loadTexts().then(() => {
     if (files.length > 1) return;
     const [added] = photo.pictures;
     showToast(t("addedAsPhoto"), { action: t("useAsStyle"), onAction() {
-      photo.removePicture(added);
-      photo.setPictures(previous);
+      photo.removePicture(added, previous);
       style.setPictures([added]);
     } });
   }
@@ -137,7 +136,7 @@ loadTexts().then(() => {
   // A painting of Impasto brings its settings, and its pictures if the service still has them.
   async function reuseRecipe(recipe, file, target) {
     const action = { action: t("useAsPhoto"), onAction: () => chooseFiles([file], target) };
-    if (path !== "") navigate(ROOT.href);
+    if (path !== "") navigate("./");
     try {
       await editor.reuse(recipe, null);
       showToast(t("recipeRestored"), action);
@@ -148,7 +147,8 @@ loadTexts().then(() => {
     }
   }
 
-  const navigate = (address) => openAddress(address, () => {
+  // address: relative to that of the service, or absolute.
+  const navigate = (address) => openAddress(resolveAddress(address), () => {
     showPath();
     for (const part of [window, ...document.querySelectorAll(".panel")]) part.scrollTo(0, 0);
     const heading = document.querySelector(".panel:not([hidden]) h2[tabindex]");
@@ -187,10 +187,10 @@ loadTexts().then(() => {
   listen(window, "popstate", () => {
     if (getPath() !== path) navigate(location.href);
   });
-  // A menu closes when the user goes elsewhere.
+  // A menu closes when the user goes elsewhere. A tap beside it may move no focus.
   const menu = document.querySelector(".menu");
-  listen(menu, "focusout", ({ relatedTarget }) => {
-    if (relatedTarget && !menu.contains(relatedTarget)) menu.open = false;
+  listen(document, "pointerdown focusin", ({ target }) => {
+    if (!menu.contains(target)) menu.open = false;
   });
   listen(menu, "click", ({ target }) => { if (target.closest("button")) menu.open = false; });
   listen(menu, "keydown", ({ key }) => {

@@ -1,16 +1,16 @@
 // A chart of a run's losses: logarithmic, each on its own scale, with one line per size of the
 // picture, because a loss begins anew with each size.
 
-import { setVisible } from "./dom.js";
+import { byId, setVisible } from "./dom.js";
 import { tabStorage } from "./storage.js";
 
 const WIDTH = 300, HEIGHT = 80;  // the viewBox
 const STORAGE_NAME = "impasto losses";  // of the last job in this tab, to survive a reload
 
 export class LossChart {
-  constructor(root) {
-    Object.assign(this, { root, points: [] });
-    this.lines = { content: root.querySelector("#content"), style: root.querySelector("#style-loss") };
+  constructor() {
+    this.points = [];
+    this.lines = { content: byId("content"), style: byId("style-loss") };
     addEventListener("pagehide", () =>
       tabStorage.set(STORAGE_NAME, JSON.stringify({ id: this.id, points: this.points })));
   }
@@ -31,7 +31,7 @@ export class LossChart {
 
   render() {
     const { points } = this;
-    setVisible(this.root, points.length > 1);
+    setVisible("chart", points.length > 1);
     for (const [name, line] of Object.entries(this.lines)) {
       const logs = points.map((point) => Math.log(point[name] || 1));
       const low = Math.min(...logs), span = Math.max(...logs) - low || 1;

@@ -1,14 +1,15 @@
 // Accepts image files that are dropped or pasted anywhere on the page, in any state.
 
 import { byId } from "./dom.js";
+import { t } from "./text.js";
+import { showToast } from "./toast.js";
 
 // A file without a type may be an image: some systems do not know HEIC.
 const getImages = ({ files }) =>
   [...files].filter((file) => file.type.startsWith("image/") || !file.type);
 
 // onFiles(files, target): target is the element that they were dropped on, or that has the focus.
-// onNoFile(): something else was dropped.
-export function acceptDropsAndPastes({ onFiles, onNoFile }) {
+export function acceptDropsAndPastes(onFiles) {
   const mark = (event) => {
     const isOverStyle = event && byId("style").contains(event.target);
     document.body.classList.toggle("dragging", Boolean(event));
@@ -24,7 +25,7 @@ export function acceptDropsAndPastes({ onFiles, onNoFile }) {
     mark(null);
     const files = getImages(event.dataTransfer);
     if (files.length) onFiles(files, event.target);
-    else onNoFile();
+    else showToast(t("notAFile"));
   });
   addEventListener("paste", (event) => {
     const files = getImages(event.clipboardData);

@@ -1,8 +1,8 @@
 // The form of the parameters: the main ones in front, the others in groups. Ranges, defaults and
 // descriptions come from the service; labels and names of values from the dictionary.
 
-import { createElement, listen, makeRoving, setValueText, setVisible } from "./dom.js";
-import { canonicalize, getDefault } from "./schema.js";
+import { byId, createElement, listen, makeRoving, setValueText, setVisible } from "./dom.js";
+import { canonicalize, form, gallery, getDefault } from "./schema.js";
 import { formatDuration, formatNumber, formatPercent, t, tOr } from "./text.js";
 import { createThumbnail } from "./thumbnail.js";
 
@@ -12,9 +12,10 @@ const MAIN_PARAMETERS = {
   style_scale: { step: 0.25, isPower: true, format: (value) => `${formatNumber(value, 2)}×` },
   preserve_color: {},
   quality: {},
-  size: { sizes: [256, 384, 512, 768, 1024, 2048] },
+  size: {},
 };
-// In this order; what is in no group is in the last.
+const SIZES = [256, 384, 512, 768, 1024, 2048];
+// In this order; what is in no other group is in the last.
 const GROUPS = {
   areas: ["regions", "style_frame", "seamless", "transparency", "background"],
   balance: ["content_weight", "style_weight", "tv_weight"],
@@ -22,11 +23,8 @@ const GROUPS = {
   network: ["objective", "model", "pooling", "content_layers", "style_layers"],
   job: [],
 };
-// Other parts of the page set these: the pickers, the masks, the weights, the presets.
-const EXCLUDED = [
-  "style_weights", "content", "styles", "masks", "style_masks", "init_image", "from", "preset",
-];
-const UNSUPPORTED_VALUES = { init: ["picture"] };  // it needs an image that this form cannot send
+const ELSEWHERE = ["style_weights"];  // another part of the page sets it
+const UNSUPPORTED = "picture";  // a value of init that needs an image, which this form cannot send
 
 export const labelOf = (name) => tOr(`parameter.${name}`, name);
 
@@ -39,30 +37,24 @@ export const describeValue = (name, value) => {
 export const nameValue = (name, value) => tOr(`value.${name}.${value}`, value);
 
 export class ParameterForm extends EventTarget {
-  // main, more: the elements for the main parameters, and for the groups of the others.
-  constructor(main, more, { parameters, options }) {
+  constructor() {
     super();
+    const { parameters, options } = form, more = byId("more-parameters");
     this.controls = {};
     for (const [name, appearance] of Object.entries(MAIN_PARAMETERS)) {
-      if (!parameters[name]) continue;
       let create = createSlider;
-      if (appearance.sizes) create = createSizeSelect;
+      if (name === "size") create = createSizeSelect;
       else if (parameters[name].enum) create = createSelect;
-      main.append(this.#addControl(name, parameters[name], "spec", create, appearance));
+      byId("main-parameters").append(this.#addControl(name, create, appearance));
     }
-    const groups = Object.fromEntries(Object.keys(GROUPS).map((name) => [name, []]));
-    for (const [kind, schemas] of [["spec", parameters], ["options", options]]) {
-      for (const [name, schema] of Object.entries(schemas)) {
-        if (MAIN_PARAMETERS[name] || EXCLUDED.includes(name)) continue;
-        const group = Object.keys(GROUPS).find((key) => GROUPS[key].includes(name)) ?? "job";
-        groups[group].push([name, this.#addControl(name, schema, kind, createInput, {})]);
-      }
-    }
-    for (const [group, items] of Object.entries(groups)) {
-      items.sort(([a], [b]) => GROUPS[group].indexOf(a) - GROUPS[group].indexOf(b));
+    const placed = [...Object.keys(MAIN_PARAMETERS), ...ELSEWHERE, ...Object.values(GROUPS).flat()];
+    const others = Object.keys({ ...parameters, ...options }).filter((name) => !placed.includes(name));
+    for (const [group, known] of Object.entries({ ...GROUPS, job: others })) {
+      const names = known.filter((name) => parameters[name] ?? options[name]);
       more.append(createElement("details", { id: `group-${group}` },
         createElement("summary", { textContent: t(`group.${group}`) }),
-        createElement("div", { className: "fields" }, ...items.map(([, element]) => element))));
+        createElement("div", { className: "fields" },
+          ...names.map((name) => this.#addControl(name, createInput)))));
     }
     for (const control of Object.values(this.controls)) control.set(control.value);
     // Another objective has other defaults; what the user chose stays.
@@ -76,14 +68,17 @@ export class ParameterForm extends EventTarget {
       }
       this.notifyChange();
     });
+    this.#showPresets();
+    this.#showLimits();
     // Open the group of a value that is out of range: the browser cannot show it while closed.
     listen(more, "invalid", ({ target }) => { target.closest("details").open = true; }, true);
   }
 
   // A control keeps the value that it was given, to the last digit, until the user changes it: a
   // slider may have no such position.
-  #addControl(name, schema, group, create, appearance) {
-    const value = getDefault(schema);
+  #addControl(name, create, appearance) {
+    const group = form.parameters[name] ? "spec" : "options";
+    const schema = form.parameters[name] ?? form.options[name], value = getDefault(schema);
     const control = { ...create(name, schema, appearance), group, schema, value };
     this.controls[name] = control;
     listen(control.element, "input", () => {
@@ -116,15 +111,15 @@ export class ParameterForm extends EventTarget {
   setSpec(spec) {
     const { objective } = this.controls;
     this.#setValue(objective, spec.objective ?? getDefault(objective.schema));
-    for (const [name, control] of Object.entries(this.controls)) {
-      if (control.group === "spec") this.#setValue(control, spec[name]);
-    }
+    this.#setGroup("spec", spec);
     this.notifyChange();
   }
 
-  setOptions(options) {
+  setOptions(options) { this.#setGroup("options", options); }
+
+  #setGroup(group, values) {
     for (const [name, control] of Object.entries(this.controls)) {
-      if (control.group === "options") this.#setValue(control, options[name]);
+      if (control.group === group) this.#setValue(control, values[name]);
     }
   }
 
@@ -135,7 +130,7 @@ export class ParameterForm extends EventTarget {
     field?.scrollIntoView({ block: "center" });  // not under the bar
   }
 
-  get hasRegions() { return this.controls.regions?.value === "auto"; }
+  get hasRegions() { return this.controls.regions.value === "auto"; }
 
   toggleRegions() {
     this.#setValue(this.controls.regions, this.hasRegions ? null : "auto");
@@ -143,15 +138,13 @@ export class ParameterForm extends EventTarget {
   }
 
   // Shows one button per preset; the one that equals the current parameters is pressed.
-  // firstRow: of its thumbnail; the others follow.
-  showPresets(root, presets, firstRow) {
-    const all = [{ name: "standard", description: "", spec: {} }, ...presets];
-    const hint = createElement("p", { className: "hint" });
+  #showPresets() {
+    const all = [{ name: "standard", description: "", spec: {} }, ...form.presets];
+    const root = byId("presets"), hint = createElement("p", { className: "hint" });
     const describe = ({ name, description }) => tOr(`preset.${name}.hint`, description);
-    const rows = firstRow + all.length;
     const buttons = all.map((preset, i) => createElement("button", {
       type: "button", title: describe(preset), onclick: () => this.setSpec(preset.spec) },
-    createElement("span", { className: "thumb" }, createThumbnail({ row: firstRow + i, rows })),
+    createElement("span", { className: "thumb" }, createThumbnail(gallery.length + i)),
     tOr(`preset.${preset.name}`, preset.name)));
     const update = () => {
       const current = canonicalize(this.changes.spec);
@@ -170,8 +163,9 @@ export class ParameterForm extends EventTarget {
 
   // Shows the operator's limits on one job. The schemas have those of the single fields; a quality
   // is more iterations. The default stays: the service lowers its iterations.
-  showLimits(root, { max_size: size, max_iterations: iterations, max_job_seconds: seconds }) {
-    const { element, schema } = this.controls.quality;
+  #showLimits() {
+    const { max_size: size, max_iterations: iterations, max_job_seconds: seconds } = form.limits;
+    const root = byId("job-limits"), { element, schema } = this.controls.quality;
     for (const option of element.querySelectorAll("option")) {
       if (option.value === schema.default || schema.iterations[option.value] <= iterations) continue;
       option.disabled = true;
@@ -191,10 +185,8 @@ const wrapWithLabel = (name, { description }, htmlFor, label, ...children) =>
     className: `parameter ${name}`, title: tOr(`parameter.${name}.hint`, description) },
   createElement("label", { htmlFor }, ...label), ...children);
 
-const createOption = ([value, textContent]) => createElement("option", { value, textContent });
-
-const createSelectElement = (id, options) =>
-  createElement("select", { id }, ...options.map(createOption));
+const createSelectElement = (id, options) => createElement("select", { id },
+  ...options.map(([value, textContent]) => createElement("option", { value, textContent })));
 
 function createSlider(name, schema, { step, isPower, format }) {
   const toPosition = isPower ? Math.log2 : Number;
@@ -221,10 +213,10 @@ function createSelect(name, schema) {
 }
 
 // A select with usual sizes and a low maximum, and a number field for any other.
-function createSizeSelect(name, schema, { sizes: usual }) {
+function createSizeSelect(name, schema) {
   const { minimum: min, maximum: max } = schema;
-  const sizes = usual.filter((px) => px >= min && px <= max);
-  if (max < usual.at(-1) && !sizes.includes(max)) sizes.push(max);
+  const sizes = SIZES.filter((px) => px >= min && px <= max);
+  if (max < SIZES.at(-1) && !sizes.includes(max)) sizes.push(max);
   const options = sizes.map((px) => [px, t("sizePx", { size: px })]);
   const select = createSelectElement("parameter-size", [...options, ["other", t("otherSize")]]);
   const number = createElement("input", {
@@ -250,7 +242,7 @@ function createInput(name, schema) {
   const limits = { ...schema, ...schema.anyOf?.[0] };  // anyOf: the type, or null
   const isBoolean = limits.type === "boolean", isInteger = limits.type === "integer";
   const isNumber = isInteger || limits.type === "number";
-  const options = schema.enum?.filter((value) => !UNSUPPORTED_VALUES[name]?.includes(value))
+  const options = schema.enum?.filter((value) => value !== UNSUPPORTED)
     .map((value) => [value, nameValue(name, value)]);
   let input = null;
   if (options) input = createSelectElement(id, options);

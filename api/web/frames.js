@@ -13,8 +13,8 @@ const VIDEO_TYPES = ["video/mp4;codecs=avc1.42E01E", "video/mp4"];
 
 export class FramePlayer {
   // onFrame(blob): a frame to show, or null for the result. onError(error): it cannot be fetched.
-  constructor(root, { onFrame, onError }) {
-    Object.assign(this, { root, onFrame, onError });
+  constructor({ onFrame, onError }) {
+    Object.assign(this, { onFrame, onError });
     byId("frame").addEventListener("input", () => { this.stop(); this.#showSelected(); });
     onClick("play", () => (this.isPlaying ? this.stop() : this.play()));
   }
@@ -22,7 +22,7 @@ export class FramePlayer {
   clear() {
     this.stop();
     Object.assign(this, { job: null, selected: null, frames: [], blobs: new Map() });
-    setVisible(this.root, false);
+    setVisible("frames", false);
   }
 
   // Fetches the list of frames, once per job.
@@ -34,7 +34,7 @@ export class FramePlayer {
     if (signal.aborted || frames.length < 2) return;
     this.frames = frames;
     Object.assign(byId("frame"), { max: frames.length, value: frames.length });
-    setVisible(this.root, true);
+    setVisible("frames", true);
     this.#showSelected();
   }
 
@@ -83,14 +83,15 @@ export class FramePlayer {
 
   // MP4 where the browser can encode it, else the service's animation.
   async downloadTimelapse() {
+    const { job } = this;  // another one may be open before the video is recorded
     const type = VIDEO_TYPES.find((name) => window.MediaRecorder?.isTypeSupported(name));
     const blob = await (type ? this.#record(type).catch(() => null) : null)
-      ?? await getBlob(this.job.links.timelapse);
-    downloadBlob(blob, nameFile(this.job, blob.type, `-${t("timelapse").toLowerCase()}`));
+      ?? await getBlob(job.links.timelapse);
+    downloadBlob(blob, nameFile(job, blob.type, `-${t("timelapse").toLowerCase()}`));
   }
 
   async #record(type) {
-    const blobs = await Promise.all(this.frames.map((_, i) => this.#fetch(i)));
+    const { frameMs } = this, blobs = await Promise.all(this.frames.map((_, i) => this.#fetch(i)));
     const bitmaps = await Promise.all(blobs.map((blob) => createImageBitmap(blob)));
     // A video has even sides.
     const [width, height] = ["width", "height"].map((side) => 2 * Math.ceil(bitmaps.at(-1)[side]));
@@ -104,7 +105,7 @@ export class FramePlayer {
     recorder.start();
     for (const bitmap of bitmaps) {
       context.drawImage(bitmap, 0, 0, width, height);
-      const pause = bitmap === bitmaps.at(-1) ? LAST_FRAME_MS : this.frameMs;
+      const pause = bitmap === bitmaps.at(-1) ? LAST_FRAME_MS : frameMs;
       await new Promise((done) => setTimeout(done, pause));
     }
     recorder.stop();

@@ -10,6 +10,7 @@ import { hasEnded, hasExpiredImages, newestPicture } from "./job-stream.js";
 import { closeLayer, openLayer } from "./layers.js";
 import { TILE_PX } from "./picture.js";
 import { retry, sleep } from "./retry.js";
+import { gallery } from "./schema.js";
 import { deviceStorage } from "./storage.js";
 import { formatDate, formatPercent, t, tOr } from "./text.js";
 import { showToast } from "./toast.js";
@@ -54,8 +55,6 @@ export function setNames(id, names) {
   deviceStorage.set(STORAGE_NAME, JSON.stringify(entries.map(([id, names]) => ({ id, names }))));
 }
 
-const gallery = JSON.parse(byId("gallery").textContent);
-
 function nameSample(digest) {
   const sample = gallery.find((one) => digest?.startsWith(`sha256:${one.digest}`));
   return sample && tOr(`sample.${sample.name}`, sample.title);
@@ -87,15 +86,16 @@ async function deleteJob(id, options = {}) {
 
 export class History {
   // onDeleted(ids): the jobs are deleted, as far as the user sees. onOpen(id): one is to be shown.
-  // onCompare(a, b): two ids.
-  constructor({ onDeleted, onOpen, onCompare }) {
-    Object.assign(this, { onDeleted, onOpen, onCompare, list: byId("history-list") });
+  // onCompare(a, b): two ids. onEnded(job): one has ended.
+  constructor(callbacks) {
+    Object.assign(this, { ...callbacks, list: byId("history-list") });
     this.film = this.list.parentElement;
     // entries: {job, isPicked, index, tile}, newest first. shown: those that are not deleted.
     // rendered: those that have a tile, because they are near the view; a history may have
     // thousands.
-    Object.assign(this, { entries: [], shown: [], rendered: [], deleted: new Set() });
-    Object.assign(this, { next: null, current: null, isSelecting: false, isNear: false });
+    Object.assign(this, {
+      entries: [], shown: [], rendered: [], deleted: new Set(), next: null, current: null,
+      isSelecting: false, isNear: false });
     listen("history-filter", "change", () => this.load());
     onClick("history-more", () => this.#loadPage(this.next));
     this.end = new IntersectionObserver((changes) => {
@@ -202,10 +202,11 @@ export class History {
 
   // Returns the entry of a job, with the newest state.
   #enter(job) {
-    const entry = this.#find(job.id) ?? { isPicked: false, tile: null };
-    if (entry.job?.version > job.version) return entry;
+    const entry = this.#find(job.id) ?? { isPicked: false, tile: null }, previous = entry.job;
+    if (previous?.version > job.version) return entry;
     entry.job = trimJob(job);
     if (entry.tile) this.#fillTile(entry);
+    if (previous && !hasEnded(previous) && hasEnded(job)) this.onEnded(job);
     return entry;
   }
 
@@ -234,7 +235,8 @@ export class History {
     setVisible(link, active);
     if (!active) return;
     link.href = resolveAddress(`j/${active.id}`);
-    link.textContent = `${nameStatus(active)} ${describeProgress(active)} · ${titleOf(active)} ›`;
+    const percent = active.progress ? formatPercent(active.progress.value) : "";
+    link.textContent = `${nameStatus(active)} ${percent} · ${titleOf(active)} ›`;
   }
 
   // ---- tiles: only those near the view are in the document
@@ -396,7 +398,9 @@ export class History {
       this.onCompare(...ids);
     });
     listen("history", "keydown", ({ key }) => {
-      if (key === "Escape" && this.isSelecting) this.#endSelection();
+      if (key !== "Escape" || !this.isSelecting) return;
+      this.#endSelection();
+      byId("select").focus();  // a box that had the focus is hidden now
     });
     onClick("selection-zip", () => this.#downloadZip());
     onClick("selection-delete", () => this.remove(this.#picked.map(({ job }) => job.id)));
@@ -481,11 +485,9 @@ export const nameStatus = (job) => {
   return t(`status.${job.status}`);
 };
 
-const describeProgress = ({ progress }) => (progress ? formatPercent(progress.value) : "");
-
 function describeStatus(job) {
   if (hasExpiredImages(job)) return t("picturesExpired");
-  if (job.status === "running" && job.progress) return describeProgress(job);
+  if (job.status === "running" && job.progress) return formatPercent(job.progress.value);
   if (job.status === "failed") return t("failed");
   if (job.pinned) return t("keptForever");
   if (job.status !== "succeeded" || !job.expires_at) return nameStatus(job);

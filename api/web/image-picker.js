@@ -12,12 +12,14 @@ import { showToast } from "./toast.js";
 
 const MAX_OWN = 12;  // tiles of the user's own pictures; the oldest that is not chosen goes
 
-// Events: "change" when the choice changes, "uploaded" when a picture is uploaded, "render".
+// Events: "change" when the choice changes, "prepared" and "uploaded" when a picture can be shown and
+// is uploaded, "render".
 export class ImagePicker extends EventTarget {
   // kind: "photo" or "style", the prefix of its texts. max: how many may be chosen.
   constructor(root, { kind, max = 1 }) {
     super();
     Object.assign(this, { root, kind, max, isMixing: false, own: [], samples: [], pictures: [] });
+    this.errors = [];
     this.tiles = new WeakMap();
     this.strip = createElement("div", {
       className: "tiles", role: "toolbar", ariaLabel: t(`${kind}.plural`) });
@@ -62,9 +64,9 @@ export class ImagePicker extends EventTarget {
 
   // Adds pictures of an earlier visit, without choosing them.
   restore(pictures) {
-    this.own = pictures.slice(0, MAX_OWN);
-    for (const picture of this.own) if (!picture.digest) this.#upload(picture, this.pictures);
-    this.render();
+    this.own = [...this.own, ...pictures].slice(0, MAX_OWN);
+    for (const picture of pictures) if (!picture.digest) this.#upload(picture);
+    this.notifyChange();
   }
 
   findSample(source) { return this.samples.find((sample) => sample.source === source); }
@@ -92,10 +94,13 @@ export class ImagePicker extends EventTarget {
     this.notifyChange();
   }
 
-  removePicture(picture) {
-    this.own = this.own.filter((other) => other !== picture);
-    this.pictures = this.pictures.filter((other) => other !== picture);
-    if (!this.pictures.length) this.pictures = [...this.own, ...this.samples].slice(0, 1);
+  // If nothing else is chosen, the previous choice returns, as far as it is still there.
+  removePicture(picture, previous = []) {
+    const isOther = (other) => other !== picture;
+    this.own = this.own.filter(isOther);
+    this.pictures = this.pictures.filter(isOther);
+    const all = [...this.own, ...this.samples], known = previous.filter((one) => all.includes(one));
+    if (!this.pictures.length) this.pictures = known.length ? known : all.slice(0, 1);
     this.notifyChange();
   }
 
@@ -105,7 +110,7 @@ export class ImagePicker extends EventTarget {
   }
 
   // If the service refuses the picture, the previous choice returns and the reason is shown.
-  async #upload(picture, previous) {
+  async #upload(picture, previous = []) {
     const isKept = () => this.own.includes(picture);
     const onError = (message) => { picture.error = message; this.render(); };
     picture.onProgress = () => this.render();
@@ -117,10 +122,7 @@ export class ImagePicker extends EventTarget {
       announce(t("isReady", { kind: this.label, name: picture.name }));
     } catch (error) {
       if (!isKept()) return;
-      this.own = this.own.filter((other) => other !== picture);
-      this.pictures = this.pictures.filter((other) => other !== picture);
-      if (!this.pictures.length) this.pictures = previous;
-      this.notifyChange();
+      this.removePicture(picture, previous);
       this.errors.push(t("pictureNamed", { kind: picture.name, name: error.message }));
       this.showErrors();
     }
@@ -154,11 +156,14 @@ export class ImagePicker extends EventTarget {
   }
 
   #createTile(picture) {
-    const { name, title, thumbnail, words } = picture, isOwn = !picture.source;
-    const image = thumbnail ? createThumbnail(thumbnail, words) : createElement("img");
+    const { name, title, row, words } = picture, isOwn = !picture.source;
+    const image = isOwn ? createElement("img") : createThumbnail(row, words);
     if (isOwn) {
       const alt = t("pictureNamed", { kind: this.label, name });
-      picture.prepare().then(() => showBlob(picture.screen, alt, image));
+      picture.prepare().then(() => {
+        showBlob(picture.screen, alt, image);
+        this.dispatchEvent(new Event("prepared"));
+      });
     }
     const button = createElement("button", {
       type: "button", title: name, onclick: () => this.#toggle(picture) },
@@ -167,10 +172,11 @@ export class ImagePicker extends EventTarget {
     const tile = createElement("div", { className: `tile ${isOwn ? "own" : "sample"}` }, button);
     if (!isOwn) return tile;
     const remove = () => {
+      const wasChosen = this.pictures.includes(picture);
       this.removePicture(picture);
       this.button.focus();
-      showToast(t("removed", { name: title }), {
-        action: t("undo"), onAction: () => this.setPictures([picture]) });
+      const restore = () => (wasChosen ? this.setPictures([picture]) : this.restore([picture]));
+      showToast(t("removed", { name: title }), { action: t("undo"), onAction: restore });
     };
     button.addEventListener("keydown", ({ key }) => { if (key === "Delete") remove(); });
     tile.append(createElement("button", {

@@ -1,11 +1,11 @@
 // One job, from the queue to its end, on the canvas and in the panel; and what its owner can do
 // with it.
 
-import { getBlob, sendJson } from "./api.js";
+import { getBlob, resolveAddress, sendForJson, sendJson } from "./api.js";
 import { LossChart } from "./chart.js";
 import { buildCommand } from "./curl.js";
 import {
-  announce, byId, downloadBlob, listen, setText, setValueText, setVisible, showBlob,
+  announce, byId, downloadBlob, hideBlob, listen, setText, setValueText, setVisible, showBlob,
   showError,
 } from "./dom.js";
 import { labelOf, nameValue } from "./form.js";
@@ -14,9 +14,8 @@ import { nameFile, nameStatus, titleOf } from "./history.js";
 import { followJob, hasEnded, hasExpiredImages, newestPicture } from "./job-stream.js";
 import { closeLayer, openLayer } from "./layers.js";
 import { fetchCopy, TILE_PX } from "./picture.js";
-import { retry } from "./retry.js";
+import { create, retry } from "./retry.js";
 import { form, toRequest } from "./schema.js";
-import { createKey } from "./submit-view.js";
 import { describeError, formatDate, formatDuration, formatNumber, formatPercent, t } from "./text.js";
 import { showToast } from "./toast.js";
 import { noteChange } from "./touch.js";
@@ -25,29 +24,35 @@ const PREVIEW_TIMEOUT_SECONDS = 60;
 
 export class JobView {
   // onReuse(job, kind): opens the editor with the job, or with its result as "photo" or "style".
-  // onCreated(job): a retry. onCanceled(job). onDelete(job). onChange(job): a newer state.
-  // onPreview(job, blob).
-  // onMissing(id): the service does not have the job.
+  // onCreated(job, previous): a retry. onCanceled(job). onDelete(job). onChange(job): a newer state.
+  // onPreview(job, blob). onMissing(id): the service does not have the job. By the time that they
+  // are called, another job may be open.
   // findPicture(digest): a blob that the page has, or null.
   constructor(viewer, callbacks) {
     Object.assign(this, { viewer, ...callbacks });
     this.showError = (message) => showError("job-error", message);
-    this.running = new Set();
-    this.chart = new LossChart(byId("chart"));
-    this.frames = new FramePlayer(byId("frames"), {
+    this.chart = new LossChart();
+    this.frames = new FramePlayer({
       onFrame: (frame) => this.viewer.showFrame(frame),
       onError: (error) => this.showError(error.message),
     });
     const onClick = (id, action) => listen(id, "click", () => this.#run(id, action));
     onClick("stop", () => this.#cancel());
-    onClick("cancel", async () => { await this.#cancel(); this.onCanceled(this.job); });
+    onClick("cancel", async () => {
+      const { job } = this;
+      await this.#cancel();
+      await this.onCanceled(job);
+    });
     onClick("download", async () => { await this.#download(); showToast(t("saved")); });
     onClick("share", () => this.#share());
     setText("share", t(navigator.canShare ? "share" : "copyImage"));
     onClick("reuse", () => this.onReuse(this.job));
     onClick("as-photo", () => this.onReuse(this.job, "photo"));
     onClick("as-style", () => this.onReuse(this.job, "style"));
-    onClick("another", () => this.#retry({ spec: { seed: createSeed() } }));
+    onClick("another", () => {
+      const [seed] = crypto.getRandomValues(new Uint32Array(1));
+      return this.#retry({ spec: { seed } });
+    });
     onClick("continue", () => this.#continue());
     onClick("pin", () => this.#change("PATCH", this.job.links.self, { pinned: !this.job.pinned }));
     onClick("delete", () => this.onDelete(this.job));
@@ -64,10 +69,9 @@ export class JobView {
   // Runs an action of the user, named by its button: many clicks are one action. Its error is not
   // shown if another job is open by then.
   async #run(name, action) {
-    const { closing: { signal }, running } = this;
-    if (running.has(name)) return;
-    running.add(name);
-    byId(name).ariaBusy = true;
+    const { closing: { signal } } = this, button = byId(name);
+    if (button.ariaBusy) return;
+    button.ariaBusy = true;
     this.showError();
     try {
       await action();
@@ -76,14 +80,10 @@ export class JobView {
       if (error.code === "job_not_found") return this.#showMissing(error);  // as by another tab
       this.showError(error.message);
       for (const id of ["stop", "cancel"]) byId(id).disabled = false;
-    } finally {
-      running.delete(name);
-      byId(name).ariaBusy = null;
-    }
+    } finally { button.ariaBusy = null; }
   }
 
   async open(id) {
-    this.close();
     const { signal } = this.closing = new AbortController();
     this.#clear(id);
     const onJob = (job) => this.showJob(job);
@@ -130,17 +130,15 @@ export class JobView {
     Object.assign(this, { id, job: null, picture: null, announced: null, isSpecLocked: false });
     this.isJustDone = false;
     this.scales = null;  // of the run, as the service plans it
-    this.frames.clear();
+    for (const image of byId("job-styles").children) hideBlob(image);
     this.chart.open(id);
     this.showError();
     setText("status", t("loading"));
     setText("canvas-title", titleOf({ id }));
     document.title = "Impasto";
     for (const part of ["details", "progress-text", "retention", "settings"]) setText(part, "");
-    const hidden = [
-      "progress", "canvas-progress", "strength-control", "running-controls", "result-controls", "ended-controls",
-      "continue-control", "job-styles"];
-    for (const part of hidden) setVisible(part, false);
+    setVisible("progress strength-control running-controls result-controls ended-controls", false);
+    setVisible("continue-control job-styles", false);
   }
 
   showJob(job) {
@@ -163,14 +161,13 @@ export class JobView {
     this.onChange(job);
     if (previous && !hasEnded(previous) && hasEnded(job)) {
       this.isJustDone = true;
-      this.#notify(job);
+      this.notify(job);
     }
     if (!hasEnded(job)) return;
     this.frames.open(job, signal);
     if (hadFocus) byId("status").focus({ preventScroll: true });  // the button is hidden now
   }
 
-  // Shows the photo and the styles.
   async #showInputs(job, signal) {
     const { viewer, loaded } = this, { content, styles, spec } = job.input;
     const load = async (digest, width) => this.findPicture(digest)
@@ -232,18 +229,17 @@ export class JobView {
     const canNotify = "Notification" in window && isSecureContext && Notification.permission !== "denied";
     setVisible("notify", canNotify && !isOver);
     byId("notify").ariaPressed = this.notifyId === job.id;
-    setVisible("result-controls", isOver && hasResult);
+    setVisible("result-controls", hasResult);
     setVisible("ended-controls", isOver);
-    for (const id of ["as-photo", "as-style", "pin"]) setVisible(id, hasResult);
-    const canReuse = !hasExpiredImages(job);
-    for (const id of ["reuse", "another"]) setVisible(id, canReuse);
+    setVisible("as-photo as-style pin", hasResult);
+    setVisible("reuse another", !hasExpiredImages(job));
     setText("another", t(hasResult ? "another" : "tryAgain"));
     byId("another").classList.toggle("primary", !hasResult);
-    const isEarly = isOver && hasResult && job.status !== "succeeded";
-    const isDraft = isOver && hasResult && !isEarly && job.input.spec.quality === "draft";
+    const { size, quality } = job.input.spec, isEarly = hasResult && job.status !== "succeeded";
+    const isDraft = hasResult && !isEarly && quality === "draft";
     setVisible("continue-control", isEarly || isDraft);
     setText("continue", t(isDraft ? "paintLarge" : "continue"));
-    const { size } = job.input.spec, [{ width, height } = {}] = job.outputs;
+    const [{ width, height } = {}] = job.outputs;
     const isFull = Math.max(width, height) > 0.95 * size;  // a seamless one lacks some pixels
     const hint = isFull ? "continueFull" : "continueHint";
     setText("continue-hint", t(isDraft ? "draftHint" : hint, { size }));
@@ -257,9 +253,12 @@ export class JobView {
     setVisible("stop-hint", isShown);
     if (!isShown) return;
     if (!this.scales) {
+      const { signal } = this.closing;
       this.scales = [];
-      const answer = await sendJson("POST", "v1/estimate", toRequest(job.input)).catch(() => null);
-      this.scales = (await answer?.json())?.scales ?? [];
+      const { scales = [] } = await sendForJson("POST", "v1/estimate", toRequest(job.input))
+        .catch(() => ({}));
+      if (signal.aborted) return;  // another job is open by now
+      this.scales = scales;
     }
     const { scale } = this.job?.progress ?? {}, size = this.scales[scale - 1];
     const last = this.scales.at(-1);
@@ -300,6 +299,7 @@ export class JobView {
       const blob = await retry(fetchResult, { signal, onError: this.showError });
       signal.throwIfAborted();
       await this.viewer.showPainting(blob, titleOf(job));
+      signal.throwIfAborted();
       if (this.isJustDone) this.viewer.lookBack();
       this.isJustDone = false;
     } else {
@@ -309,6 +309,7 @@ export class JobView {
       // Without a preview, wait for the next state, unless the result has come meanwhile.
       if (signal.aborted || !blob) return Boolean(this.job.links.result);
       await this.viewer.showPainting(blob, t("pictureSoFar"), { isFinal: false });
+      signal.throwIfAborted();
       this.onPreview(job, blob);
     }
     this.picture = name;
@@ -351,7 +352,7 @@ export class JobView {
   }
 
   async #change(method, address, body) {
-    this.showJob(await (await sendJson(method, address, body)).json());
+    this.showJob(await sendForJson(method, address, body));
   }
 
   #cancel() {
@@ -360,9 +361,8 @@ export class JobView {
   }
 
   async #retry(body) {
-    const { job } = this, headers = { "Idempotency-Key": createKey() };
-    const send = async () => (await sendJson("POST", job.links.retry, body, headers)).json();
-    this.onCreated(await retry(send, { onError: this.showError }), job);
+    const { job, closing: { signal }, showError: onError } = this;
+    this.onCreated(await create(job.links.retry, body, { signal, onError }), job);
   }
 
   // Goes on from a painting that was finished early, or repeats a draft in full quality.
@@ -376,11 +376,14 @@ export class JobView {
   // The picture as it is shown, without a request where possible: a browser lets the page share
   // only for a short time after a click.
   async #encode(format) {
-    const { viewer, job } = this, type = `image/${format}`, isBlend = byId("blend").value < 100;
+    const { viewer, job, closing: { signal } } = this;
+    const type = `image/${format}`, isBlend = byId("blend").value < 100;
     const isShown = this.picture === job.outputs[0].id && (isBlend || viewer.result.type === type);
     const result = isShown ? viewer.result : await getBlob(`${job.links.result}?format=${format}`);
-    if (isBlend) await this.photo;
-    return isBlend && viewer.hasPhoto ? viewer.encodeBlend(result, type) : result;
+    if (!isBlend) return result;
+    await this.photo;
+    signal.throwIfAborted();  // another photo is on the canvas
+    return viewer.hasPhoto ? viewer.encodeBlend(result, type) : result;
   }
 
   async #download() {
@@ -392,7 +395,7 @@ export class JobView {
   async #share() {
     const { job } = this, image = this.#encode("png");
     if (navigator.canShare) {
-      const blob = await image, type = blob.type;
+      const blob = await image, { type } = blob;
       const file = new File([blob], nameFile(job, type), { type });
       const data = { files: [file], title: titleOf(job) };
       if (navigator.canShare(data)) {
@@ -411,15 +414,19 @@ export class JobView {
   }
 
   async #askToNotify() {
-    const isOn = this.notifyId === this.job.id;
-    this.notifyId = !isOn && await Notification.requestPermission() === "granted" ? this.job.id : null;
-    this.#showButtons(this.job);
+    const { id } = this, isOn = this.notifyId === id;
+    const isAllowed = !isOn && await Notification.requestPermission() === "granted";
+    this.notifyId = isAllowed ? id : null;
+    if (this.job) this.#showButtons(this.job);
   }
 
-  #notify(job) {
-    if (this.notifyId !== job.id || !document.hidden) return;
+  // Says that the job has ended, if the user wants that: also where another one is open.
+  notify(job) {
+    const { id } = job;
+    if (this.notifyId !== id || !document.hidden) return;
     this.notifyId = null;
-    const title = nameStatus(job), options = { body: titleOf(job), tag: job.id, data: location.href };
+    const data = resolveAddress(`j/${id}`), options = { body: titleOf(job), tag: id, data };
+    const title = nameStatus(job);
     try {
       const notification = new Notification(title, options);
       notification.onclick = () => { window.focus(); notification.close(); };
@@ -438,8 +445,6 @@ export class JobView {
 
 const closeDialog = () => byId("command-dialog").close();
 
-const createSeed = () => crypto.getRandomValues(new Uint32Array(1))[0];
-
 function describeJob(job) {
   const output = job.outputs[0];
   if (job.error) return describeError({ ...job.error, detail: job.error.message });
@@ -447,7 +452,7 @@ function describeJob(job) {
   if (job.status === "queued") return describeQueue(job.queue ?? {});
   if (job.status === "running") return "";
   if (!output) return job.status === "canceled" ? t("stoppedBefore") : "";
-  const size = t("pixels", { width: output.width, height: output.height });
+  const size = t("pixels", output);
   if (!job.started_at || !job.completed_at) return size;
   const seconds = (Date.parse(job.completed_at) - Date.parse(job.started_at)) / 1000;
   return t("sizeAndTime", { size, duration: formatDuration(seconds) });
@@ -472,17 +477,16 @@ function describeQueue({ position, start_seconds: start, waits_for: missing, has
   if (missing) return t(missing === "pool" ? "queue.noPool" : "queue.noMemory");
   if (!has_worker) return t("queue.noWorker");
   const duration = start ? formatDuration(start) : "";
-  if (!position) return duration ? t("queue.nextIn", { duration }) : t("queue.next");
-  return duration ? t("queue.aheadIn", { n: position, duration }) : t("queue.ahead", { n: position });
+  const key = position ? "queue.ahead" : "queue.next";
+  return t(duration ? `${key}In` : key, { n: position, duration });
 }
 
 function describeProgress({ status, progress }) {
   if (status !== "running") return "";
   if (!progress) return t("preparing");
-  const { iteration, iterations, seconds_left: left } = progress;
-  const values = { iteration, iterations, percent: formatPercent(progress.value) };
-  return left === null
-    ? t("progress", values) : t("progressLeft", { ...values, duration: formatDuration(left) });
+  const percent = formatPercent(progress.value), left = progress.seconds_left;
+  return left === null ? t("progress", { ...progress, percent })
+    : t("progressLeft", { ...progress, percent, duration: formatDuration(left) });
 }
 
 function describeRetention(job) {

@@ -4,7 +4,7 @@
 
 import { getBlob } from "./api.js";
 import {
-  announce, byId, createElement, encodeCanvas, listen, onClick, setText, setValueText, setVisible,
+  announce, ARROWS, byId, createElement, encodeCanvas, listen, onClick, setText, setValueText, setVisible,
   showError,
 } from "./dom.js";
 import { closeLayer, openLayer } from "./layers.js";
@@ -19,10 +19,6 @@ const SIDES = ["photo", "style"];  // the picture that a mask lies on
 // One color per style, far apart in hue and in lightness. The first are rare in photos.
 const COLORS = [
   "#f0149a", "#e8d40c", "#1a9e5c", "#2f6fed", "#e0762b", "#7a4ad8", "#0aa5b5", "#b23a2e"];
-
-const STEPS = {
-  ArrowLeft: [-1, 0], ArrowRight: [1, 0], ArrowUp: [0, -1], ArrowDown: [0, 1], " ": [0, 0],
-};
 
 const clamp = (share) => Math.min(1, Math.max(0, share));
 
@@ -136,8 +132,7 @@ export class MaskEditor extends EventTarget {
     const { overlay, state } = this, { pictures } = this.style;
     if (!pictures.includes(state.selected)) [state.selected] = pictures;
     document.body.classList.toggle("masking", this.isOpen);
-    setVisible("mask-tools", this.isOpen);
-    setVisible("mask-layer", this.isOpen);
+    setVisible("mask-tools mask-layer", this.isOpen);
     byId("open-mask").ariaPressed = this.isOpen;
     const shown = this.shownStyle;
     for (const side of SIDES) {
@@ -288,7 +283,7 @@ export class MaskEditor extends EventTarget {
       if (event.button) return;
       layer.setPointerCapture(event.pointerId);
       const isFirst = pressed.add(event.pointerId).size === 1;
-      if (!isFirst && drawing) this.state = this.done.pop();
+      if (!isFirst && drawing !== null) this.state = this.done.pop();
       drawing = isFirst ? event.pointerId : null;
       if (!isFirst) return this.render();
       this.#remember();
@@ -303,7 +298,7 @@ export class MaskEditor extends EventTarget {
       this.notifyChange();
     });
     listen(layer, "keydown", (event) => {
-      const step = STEPS[event.key];
+      const step = { ...ARROWS, " ": [0, 0] }[event.key];
       if (!step) return;
       event.preventDefault();
       event.stopPropagation();
@@ -327,27 +322,29 @@ export class MaskEditor extends EventTarget {
     return Math.round(100 * sum / 255 / (data.length / 4));
   }
 
-  // Sets the masks of an earlier job or draft, in the order of its styles: digests, or blobs.
-  // What the browser cannot read, such as a TIFF, is shown as white; the job gets it as it is.
-  async loadMasks(side, sources = []) {
-    const { pictures } = this.style, canvases = this.state[side];
-    await Promise.all(sources.map(async (source, i) => {
+  // Sets the masks of an earlier job or draft, by side and in the order of its styles: digests, or
+  // blobs. What the browser cannot read, such as a TIFF, is shown as white; the job gets it as it is.
+  async load(masks) {
+    const { style: { pictures }, state } = this;
+    await Promise.all(SIDES.flatMap((side) => masks[side].map(async (source, i) => {
       if (!source) return;
       const digest = typeof source === "string" ? source : null;
       const blob = digest ? await getBlob(`v1/images/${digest}`) : source;
       const bitmap = await createImageBitmap(blob).catch(() => this.#createCanvas("white"));
       const canvas = copyCanvas(bitmap, MAX_LONG_SIDE);
       toAlpha(canvas);
-      canvases.set(pictures[i], Object.assign(canvas, { digest }));
-    }));
+      state[side].set(pictures[i], Object.assign(canvas, { digest }));
+    })));
     this.render();
   }
 
-  toBlobs(side) {
-    return Promise.all(this.style.pictures.map((picture) => {
+  // Returns the masks as `load` takes them.
+  async toBlobs() {
+    const encode = (side) => Promise.all(this.style.pictures.map((picture) => {
       const canvas = this.state[side].get(picture);
       return canvas ? encodeCanvas(canvas) : null;
     }));
+    return { photo: await encode("photo"), style: await encode("style") };
   }
 
   // Uploads the masks; returns one digest per style, for the sides that have a mask. A style

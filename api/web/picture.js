@@ -16,20 +16,20 @@ export const TILE_PX = 256;  // the width of a small copy that the service makes
 
 export class Picture {
   constructor(file, name) {
-    Object.assign(this, { file, name: name || t("picture"), source: null });
     // uploading: the pending or successful upload. weight: the share in a mixture, 0 to 100.
-    Object.assign(this, { digest: null, uploading: null, weight: 50, error: "", progress: null });
     // screen: what the page shows, once `prepare` has made it. isPhoto: a painting never needs more
     // of its pixels than its own size. slowSide: of the copy for a slow connection.
-    Object.assign(this, { reduced: false, screen: null, onProgress: () => {} });
-    Object.assign(this, { isPhoto: false, slowSide: null });
+    Object.assign(this, {
+      file, name: name || t("picture"), source: null, digest: null, uploading: null, weight: 50,
+      error: "", progress: null, onProgress: () => {}, reduced: false, screen: null, isPhoto: false,
+      slowSide: null });
   }
 
   // A sample of this page; its file is fetched when the service needs it. source: its name.
-  // thumbnail: see createThumbnail.
-  static fromSample({ name, title, words, width, height }, address, thumbnail) {
+  // row: of its thumbnail.
+  static fromSample({ name, title, words, width, height }, address, row) {
     return Object.assign(new Picture(null, tOr(`sample.${name}`, title)), {
-      source: name, words: tOr(`sample.${name}.words`, words), width, height, address, thumbnail });
+      source: name, words: tOr(`sample.${name}.words`, words), width, height, address, row });
   }
 
   // An image that the service already has.
@@ -63,7 +63,7 @@ export class Picture {
       return t("sending", { percent: formatPercent(this.progress) });
     }
     if (!this.width || this.source) return "";
-    const size = t("pixels", { width: this.width, height: this.height });
+    const size = t("pixels", this);
     if (this.slowSide) return t("reducedForConnection", { size });
     return this.reduced ? t("reducedTo", { size }) : size;
   }

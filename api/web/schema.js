@@ -4,6 +4,9 @@
 // {parameters: {size: {…}, …}, options: {priority: {…}, …}, presets: […], limits: {…}}.
 export const form = JSON.parse(document.getElementById("form").textContent);
 
+// The samples of the page, which the service puts there as well: [{name, kind, title, …}, …].
+export const gallery = JSON.parse(document.getElementById("gallery").textContent);
+
 // The default of a parameter; it may depend on the objective.
 export const getDefault = (schema, objective) =>
   (objective === "gatys" ? schema.default_gatys : undefined) ?? schema.default ?? null;

@@ -1,13 +1,13 @@
 // The shares of several styles in a mixture: one slider each. Together they are always 100 %: a
 // slider that moves takes from the others, or gives to them, in proportion.
 
-import { createElement, setValueText, setVisible } from "./dom.js";
+import { byId, createElement, setValueText, setVisible } from "./dom.js";
 import { t } from "./text.js";
 
 export class StyleWeights extends EventTarget {
-  constructor(root, picker) {
+  constructor(picker) {
     super();
-    Object.assign(this, { root, picker, shown: [] });
+    Object.assign(this, { root: byId("style-weights"), picker, shown: [] });
     picker.addEventListener("change", () => this.render());
   }
 

@@ -1,7 +1,7 @@
 // The editor: a photo, styles, parameters, and a button that submits the job.
 
 import { sendJson } from "./api.js";
-import { byId, listen, onClick, setText, setVisible, showError } from "./dom.js";
+import { announce, byId, listen, onClick, setText, setVisible, showError } from "./dom.js";
 import { loadDraft, saveDraft } from "./drafts.js";
 import { showEstimate } from "./estimate.js";
 import { ParameterForm } from "./form.js";
@@ -9,8 +9,8 @@ import { setNames } from "./history.js";
 import { ImagePicker } from "./image-picker.js";
 import { MaskEditor } from "./mask.js";
 import { Picture } from "./picture.js";
-import { retry } from "./retry.js";
-import { form } from "./schema.js";
+import { create, retry } from "./retry.js";
+import { form, gallery } from "./schema.js";
 import { StyleWeights } from "./style-weights.js";
 import { t } from "./text.js";
 import { createThumbnail } from "./thumbnail.js";
@@ -22,8 +22,6 @@ const sampleAddress = (name) => new URL(`gallery/${name}`, import.meta.url).href
 
 const onError = (message) => showError("submit-error", message);
 
-export const createKey = () => crypto.getRandomValues(new Uint32Array(4)).join("-");
-
 export class SubmitView {
   // onSubmitted(job): shows the new job. onTryAll(): drafts in all sample styles.
   constructor(viewer, { onSubmitted, onTryAll }) {
@@ -34,15 +32,19 @@ export class SubmitView {
     this.photo = new ImagePicker(byId("photo"), { kind: "photo" });
     this.style = new ImagePicker(byId("style"), { kind: "style", max: form.limits.max_styles });
     this.pickers = [this.photo, this.style];
-    this.styleWeights = new StyleWeights(byId("style-weights"), this.style);
+    this.styleWeights = new StyleWeights(this.style);
     this.masks = new MaskEditor(this.photo, this.style, () => viewer.ratio);
     this.parameters = null;
     this.initImage = null;  // the digest of an earlier job's initial image
     this.draft = null;  // {photo, style, blob} of "Try all" that the user has picked
     onClick("mix-styles", () => this.setMixing(!this.style.isMixing));
     onClick("try-all", onTryAll);
-    onClick("auto-regions", () => this.parameters.toggleRegions());
-    onClick("cancel-submit", () => { this.stopSending(); showError("submit-error"); });
+    onClick("auto-regions", () => this.parameters?.toggleRegions());
+    onClick("cancel-submit", () => {
+      this.stopSending();
+      showError("submit-error");
+      byId("submit-job").focus();
+    });
     onClick("welcome-choose", () => this.photo.button.click());
     listen("submit-form", "submit", (event) => {
       event.preventDefault();
@@ -60,7 +62,7 @@ export class SubmitView {
     }
     for (const picker of this.pickers) {
       listen(picker, "render", () => this.#showSending());
-      listen(picker, "uploaded", () => {
+      listen(picker, "prepared uploaded", () => {
         this.showPicture();
         this.updateEstimate();
         this.#save();
@@ -81,24 +83,18 @@ export class SubmitView {
   close() {
     this.isOpen = false;
     this.masks.close();
-    for (const id of ["welcome", "mask-overlay", "style-card"]) setVisible(id, false);
+    setVisible("welcome mask-overlay style-card", false);
   }
 
   async #load() {
-    const gallery = JSON.parse(byId("gallery").textContent), { presets, limits } = form;
-    const rows = gallery.length + presets.length + 1;  // with the standard
-    gallery.forEach((entry, row) => { entry.thumbnail = { row, rows }; });
     const ofKind = (kind) => gallery.filter((entry) => entry.kind === kind).map((entry) =>
-      Picture.fromSample(entry, sampleAddress(`${entry.name}.jpg`), entry.thumbnail));
-    this.parameters = new ParameterForm(byId("main-parameters"), byId("more-parameters"), form);
+      Picture.fromSample(entry, sampleAddress(`${entry.name}.jpg`), gallery.indexOf(entry)));
+    this.parameters = new ParameterForm();
     this.photo.setSamples(ofKind("photo"));
     this.style.setSamples(ofKind("painting"));
-    this.parameters.showPresets(byId("presets"), presets, gallery.length);
-    this.parameters.showLimits(byId("job-limits"), limits);
-    setVisible("auto-regions", form.parameters.regions);
-    const empty = EMPTY_PRESETS.map((i) => createThumbnail({ row: gallery.length + i, rows }));
+    const empty = EMPTY_PRESETS.map((i) => createThumbnail(gallery.length + i));
     byId("history-empty").prepend(...empty);
-    if (!this.isReused) await this.#restoreDraft().catch(() => {});  // a damaged one
+    await this.#restoreDraft().catch(() => {});  // a damaged one
     listen(this.parameters, "change", () => this.update());
     this.update();
     this.isLoaded = true;
@@ -138,7 +134,7 @@ export class SubmitView {
     const [photo] = this.photo.pictures, [style] = this.style.pictures, { viewer } = this;
     if (!this.isOpen || !this.isLoaded || !photo || !style) return;
     const shownStyle = this.masks.shownStyle, shown = shownStyle ?? photo;
-    if (!shown.source && !shown.screen) return shown.prepare().then(() => this.showPicture());
+    if (!shown.source && !shown.screen) return;  // the picker prepares it
     const isSample = Boolean(photo.source && style.source && this.style.pictures.length === 1
       && !this.masks.hasMasks && !this.masks.isOpen);
     const kind = t(shownStyle ? "style.title" : "photo.title");
@@ -191,11 +187,12 @@ export class SubmitView {
     if (this.sending || !this.isLoaded) return;
     const { signal } = this.sending = new AbortController();
     this.#showSending();
+    announce(byId("sending-state").textContent);
     try {
-      const [photo, ...styles] = this.pictures.map(({ title }) => title);
+      const [content, ...styles] = this.pictures.map(({ title }) => title);
       const job = await this.#send(this.pictures, this.options, signal);
-      if (signal.aborted) return void await sendJson("POST", job.links.cancel);
-      setNames(job.id, { content: photo, styles });
+      if (signal.aborted) return void await retry(() => sendJson("POST", job.links.cancel));
+      setNames(job.id, { content, styles });
       this.stopSending();
       this.onSubmitted(job);
     } catch (error) {
@@ -224,7 +221,6 @@ export class SubmitView {
   // Uploads what is not uploaded yet, and submits. If the response is lost, the request is repeated
   // with its key: it is one job. If the service has deleted an upload, all are uploaded again, once.
   async #send(pictures, options, signal) {
-    const key = createKey();
     const isFinal = ({ code, status }) =>
       code !== "unreachable" && (code !== "unknown" || status < 500);
     pictures[0].requireSide(options.spec.size ?? form.parameters.size.default);
@@ -233,10 +229,8 @@ export class SubmitView {
         (source) => retry(() => source.upload(), { signal, onError })));
       signal.throwIfAborted();
       const body = { content, styles, ...options, ...masks };
-      const headers = { "Idempotency-Key": key + tries };
-      const submit = async () => (await sendJson("POST", "v1/jobs", body, headers)).json();
       try {
-        return await retry(submit, { signal, isFinal, onError });
+        return await create("v1/jobs", body, { signal, isFinal, onError });
       } catch (error) {
         if (!["image_not_found", "image_damaged"].includes(error.code) || tries) throw error;
         pictures.forEach((picture) => picture.forgetUpload());
@@ -269,16 +263,20 @@ export class SubmitView {
       find(this.photo, content, names?.content ?? t("photo.title")),
       ...styles.map((digest, i) => find(this.style, digest, styleName(i))),
     ]);
-    this.style.isMixing = chosen.length > 1;
-    this.photo.setPictures([photo]);
-    this.style.setPictures(chosen, { append: false });
+    this.#choose(photo, chosen, chosen.length > 1, spec.style_weights);
     this.masks.clear();
-    if (chosen.length > 1) this.styleWeights.setWeights(chosen, spec.style_weights);
     this.initImage = initImage;
     this.parameters.setSpec(spec);
-    await Promise.all([
-      this.masks.loadMasks("photo", masks), this.masks.loadMasks("style", styleMasks)]);
+    await this.masks.load({ photo: masks, style: styleMasks });
     this.update();
+  }
+
+  // weights: those of several styles, with a sum of 1.
+  #choose(photo, styles, isMixing, weights) {
+    this.style.isMixing = isMixing;
+    this.photo.setPictures([photo]);
+    this.style.setPictures(styles, { append: false });
+    if (styles.length > 1) this.styleWeights.setWeights(styles, weights);
   }
 
   // ---- the draft
@@ -289,8 +287,11 @@ export class SubmitView {
   }
 
   async #saveNow() {
-    const describe = ({ source, file, name, digest, width, height, weight, slowSide }) =>
-      (source ? { source, weight } : { file, name, digest, width, height, weight, slowSide });
+    const masks = await this.masks.toBlobs();
+    if (this.saving) return;  // a newer state follows
+    const describe = ({ source, file, name, digest, width, height, weight, isPhoto, slowSide }) =>
+      (source ? { source, weight }
+        : { file, name, digest, width, height, weight, isPhoto, slowSide });
     const own = this.pickers.map((picker) => picker.own.map(describe));
     const names = JSON.stringify(own);  // without the files, which are saved only if they change
     if (names !== this.savedOwn) saveDraft("own", own);
@@ -298,8 +299,7 @@ export class SubmitView {
     saveDraft("current", {
       photo: this.photo.pictures.map(describe), styles: this.style.pictures.map(describe),
       isMixing: this.style.isMixing, changes: this.parameters.changes,
-      initImage: this.initImage,
-      masks: await this.masks.toBlobs("photo"), styleMasks: await this.masks.toBlobs("style"),
+      initImage: this.initImage, masks,
     });
   }
 
@@ -309,25 +309,20 @@ export class SubmitView {
     // The service may have deleted the upload meanwhile; then it is sent again.
     const create = (item) => Object.assign(new Picture(item.file, item.name), item);
     own?.forEach((items, i) => this.pickers[i].restore(items.map(create)));
+    if (this.isReused) return;  // another painting takes the place of the draft
     const restore = (picker, items) => items.map(({ source, ...item }) => {
       const picture = source ? picker.findSample(source) : picker.own.find(
         ({ name, file }) => name === item.name && file.size === item.file.size) ?? create(item);
       return picture && Object.assign(picture, item);
     }).filter(Boolean);
-    const photos = restore(this.photo, draft.photo), styles = restore(this.style, draft.styles);
-    if (!photos.length || !styles.length) return;
-    this.style.isMixing = draft.isMixing;
-    this.photo.setPictures(photos);
-    this.style.setPictures(styles, { append: false });
-    if (styles.length > 1) {
-      this.styleWeights.setWeights(styles, styles.map(({ weight }) => weight / 100));
-    }
+    const [photo] = restore(this.photo, draft.photo), styles = restore(this.style, draft.styles);
+    if (!photo || !styles.length) return;
+    this.#choose(photo, styles, draft.isMixing, styles.map(({ weight }) => weight / 100));
     this.initImage = draft.initImage;
     const { spec, ...options } = draft.changes;
     this.parameters.setSpec(spec);
     this.parameters.setOptions(options);
-    await this.masks.loadMasks("photo", draft.masks);
-    await this.masks.loadMasks("style", draft.styleMasks);
+    await this.masks.load(draft.masks);
   }
 }
 

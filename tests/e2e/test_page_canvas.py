@@ -635,6 +635,18 @@ def test_share_hands_over_the_file_and_a_notification_comes_when_it_is_done(
     expect_end(page)
     assert page.evaluate("window.notified") == ["Done"]
 
+    job = shared_service.client.submit(
+        image_files["rotated.jpg"], [image_files["painting.png"]], size=96, iterations=60, scales=1
+    )
+    page.goto(f"/j/{job.id}")
+    page.click("#notify")
+    page.click(".brand")
+    expect(page.locator("#submit-view")).to_be_visible()
+    page.evaluate("Object.defineProperty(document, 'hidden', { get: () => true })")
+    shared_service.client.wait(job.id)
+    page.evaluate("dispatchEvent(new Event('online'))")  # it looks at once
+    page.wait_for_function("() => window.notified[0] === 'Done'")
+
 
 def test_press_and_hold_shows_the_original_and_so_does_a_button(
     open_page: OpenPage, unusual_job: Any
@@ -652,6 +664,17 @@ def test_press_and_hold_shows_the_original_and_so_does_a_button(
         expect(curtain).to_be_hidden()
         press()
         expect(curtain).to_be_visible()
+    page.press("#hold", "Meta+=")  # the browser's own zoom
+    expect(page.locator("#zoom-level")).to_have_text("Fit")
+    page.press("#hold", "+")
+    expect(page.locator("#stage")).to_have_class(re.compile("zoomed"))
+    page.click("#hold")
+    page.locator("#stage img.before").hover()
+    page.mouse.down()
+    page.mouse.move(300, 300, steps=4)
+    page.mouse.up()
+    expect(page.locator("#hold")).to_have_attribute("aria-pressed", "true")
+    expect(curtain).to_be_hidden()
 
 
 def test_the_time_lapse_plays_on_the_canvas(open_page: OpenPage, unusual_job: Any) -> None:
@@ -693,7 +716,7 @@ def test_a_reload_keeps_photo_style_settings_and_mask(
     page.click("#mask-done")
     load = """async () => (await import("./web/drafts.js")
         .then(({ loadDraft }) => loadDraft("current")))
-        ?.masks?.some(Boolean)"""
+        ?.masks.photo.some(Boolean)"""
     until(lambda: page.evaluate(load), "the draft is saved")
     page.reload()
 
@@ -895,6 +918,33 @@ def test_every_style_shows_its_own_painting_and_all_can_be_tried_at_once(
     expect(page.locator("#batch")).to_be_hidden()
     expect(page.locator("#stage img.after")).to_have_attribute("src", re.compile("^blob:"))
     expect(page.locator("#style [aria-pressed=true] .name")).to_have_text("Ink")
+
+
+def test_a_draft_that_is_deleted_meanwhile_moves_no_other(open_page: OpenPage) -> None:
+    page = open_page()
+    page.route(
+        "**/v1/images",
+        lambda route: route.fulfill(
+            status=201, json={"id": f"sha256:{0:064}", "width": 640, "height": 480}
+        ),
+    )
+    states = ["failed", "canceled", *["expired"] * 6]
+    jobs = [
+        {"id": f"job_{i}", "status": status, "outputs": [], "links": {}}
+        for i, status in enumerate(states)
+    ]
+    answers = [[{**job, "status": "queued"} for job in jobs], jobs[1:]]
+    page.route(
+        "**/v1/batches*",
+        lambda route: route.fulfill(
+            status=201, json={"jobs": answers.pop(0), "links": {"self": "v1/batches?id"}}
+        ),
+    )
+    page.click("#try-all")
+    status = page.locator("#batch-tiles .status")
+    expect(status).to_have_text(["Waiting", "Canceled", *["Expired"] * 6])
+    page.press("#batch-close", "Enter")
+    expect(page.locator("#try-all")).to_be_focused()
 
 
 def test_dates_are_in_the_language_of_the_page(open_page: OpenPage, unusual_job: Any) -> None:

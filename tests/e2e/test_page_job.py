@@ -167,8 +167,14 @@ def test_on_a_slow_connection_previews_are_downloaded_one_at_a_time(
     requests.wait_for(page, 2)
 
 
+@pytest.mark.parametrize("button", ["stop", "cancel"])
 def test_a_response_about_one_job_does_not_change_the_page_of_another(
-    open_page: OpenPage, shared_service: Any, unusual_job: Any, long_job: Any, until: Any
+    open_page: OpenPage,
+    shared_service: Any,
+    unusual_job: Any,
+    long_job: Any,
+    until: Any,
+    button: str,
 ) -> None:
     until(
         lambda: shared_service.client.job(long_job.id).version > unusual_job.version + 5,
@@ -177,7 +183,7 @@ def test_a_response_about_one_job_does_not_change_the_page_of_another(
     page = open_page(f"/j/{long_job.id}")
     expect(page.locator("#stop")).to_be_visible()
     requests = PausedRequests(page, "**/cancel", "POST")
-    page.click("#stop")
+    page.click(f"#{button}")
     requests.wait_for(page, 1)
     address = f"/j/{unusual_job.id}"
     page.evaluate(
@@ -188,6 +194,8 @@ def test_a_response_about_one_job_does_not_change_the_page_of_another(
     expect_end(page)
     with page.expect_response("**/cancel"):
         requests.routes[0].continue_()
+    if button == "cancel":
+        expect(page.locator("#toast")).to_have_text("The painting is canceled.")
     page.wait_for_timeout(300)
 
     assert (page.locator("#status").text_content(), page.title()) == ("Done", "Done · Impasto")

@@ -62,7 +62,7 @@ def test_back_closes_what_lies_over_the_page_and_then_leaves_it(
 
 @pytest.mark.usefixtures("unusual_job")
 def test_a_painting_replaces_an_open_layer_and_back_leads_to_the_editor(
-    open_page: OpenPage,
+    open_page: OpenPage, until: Any
 ) -> None:
     page = open_page()
     choose_examples(page)
@@ -77,8 +77,10 @@ def test_a_painting_replaces_an_open_layer_and_back_leads_to_the_editor(
     page.go_forward()
     expect(page.locator("#job-view")).to_be_visible()
     page.go_back()
-    draft = "import('./web/drafts.js').then(({ loadDraft }) => loadDraft())"
-    page.wait_for_function(f"async () => (await {draft})?.masks[0]")
+    has_mask = """async () => {
+        const { loadDraft } = await import("./web/drafts.js");
+        return Boolean((await loadDraft("current"))?.masks.photo[0]); }"""
+    until(lambda: page.evaluate(has_mask), "the mask is saved")
     page.click("#open-mask")
     expect(page.locator("#mask-layer")).to_be_visible()
     page.reload()

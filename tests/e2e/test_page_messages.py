@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 from page_actions import (
     OpenPage,
+    PausedRequests,
     choose_examples,
     choose_files,
     expect,
@@ -129,6 +130,22 @@ def test_each_of_several_refused_styles_is_named_with_its_reason(open_page: Open
     ):
         expect(error).to_contain_text(line)
     assert len(error.inner_text().splitlines()) == 3
+
+
+def test_a_refused_photo_gives_way_to_one_that_is_not_refused(open_page: OpenPage) -> None:
+    page = open_page()
+    expect(page.locator("#presets button").first).to_be_visible()
+    uploads = PausedRequests(page, "**/v1/images", "POST")
+    refuse = respond_with_error("bad_image", "It is damaged.", 422)
+    content = _encode((40, 40))
+    for i in range(2):
+        file = {"name": f"{i}.png", "mimeType": "image/png", "buffer": content}
+        page.set_input_files("#photo input.files", file)
+        uploads.wait_for(page, i + 1)
+    for i, route in enumerate(uploads.routes):
+        refuse(route)
+        expect(page.locator("#photo .own")).to_have_count(1 - i)
+    expect(page.locator("#photo [aria-pressed=true]")).to_have_text("Harbor")
 
 
 def test_an_unknown_error_is_in_chinese_with_the_services_words_folded(

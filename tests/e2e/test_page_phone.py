@@ -119,6 +119,13 @@ def test_a_scroll_that_begins_on_a_slider_changes_nothing(
     assert one.input_value() != moved
     assert page.evaluate("scrollY") == before[2]
 
+    fingers.send("touchStart", (x, y))
+    fingers.send("touchCancel")
+    page.wait_for_timeout(100)
+    count = page.evaluate("changes")
+    one.press("ArrowRight")
+    assert page.evaluate("changes") > count, "another device moves it"
+
 
 def test_a_result_is_shown_before_the_photo_and_first_as_a_small_copy(
     open_phone: OpenPage, unusual_job: Any
@@ -208,9 +215,12 @@ def test_paint_during_an_upload_shows_its_progress_and_can_be_canceled(
     open_part(page, "adjust")
     page.tap("#submit-job")
     expect(page.locator("#sending")).to_have_text(re.compile(r"^\s*Sending, \d+ %\s+Cancel\s*$"))
+    percent = page.locator("#sending-state").text_content()
+    expect(page.locator("#sending-state")).not_to_have_text(percent)
     expect(page.locator("#submit-job")).to_be_disabled()
     page.tap("#cancel-submit")
     expect(page.locator("#submit-job")).to_be_enabled()
+    expect(page.locator("#submit-job")).to_be_focused()
     expect(page.locator("#sending")).to_be_hidden()
     network.send(emulate, {**speed, "uploadThroughput": -1})
     expect(page.locator("#photo .status")).to_have_text("1200 × 600 px", timeout=20_000)
@@ -259,7 +269,7 @@ def test_a_job_whose_submission_is_canceled_meanwhile_is_canceled(
 
 
 @pytest.mark.parametrize("size", [(667, 375), (844, 390)])
-def test_on_its_side_the_filmstrip_and_the_canvas_do_not_overlap(
+def test_on_its_side_nothing_overlaps_and_all_tools_can_be_reached(
     open_phone: OpenPage, unusual_job: Any, size: tuple[int, int]
 ) -> None:
     covered = """() => ["#history-list li", "#history h2"].filter((selector) => {
@@ -274,6 +284,16 @@ def test_on_its_side_the_filmstrip_and_the_canvas_do_not_overlap(
         expect(page.locator("#history-list li").first).to_be_attached()
         page.evaluate("scrollTo(0, document.body.scrollHeight)")
         assert page.evaluate(covered) == []
+    expect(page.locator("#frames")).to_be_visible()
+    page.evaluate("scrollTo(0, 60)")
+    expect(page.locator("#timelapse")).to_be_in_viewport(ratio=0.9)
+    page.goto("/")
+    open_part(page, "style")
+    page.tap("#mix-styles")
+    page.locator("#style .sample button").nth(1).tap()
+    page.tap("#open-mask")
+    page.evaluate("scrollTo(0, 60)")
+    expect(page.locator("#mask-done")).to_be_in_viewport(ratio=0.9)
 
 
 def test_a_photo_is_not_removed_by_a_slip_and_returns_with_its_mask(
@@ -316,6 +336,9 @@ def test_back_after_a_deletion_shows_no_painting_and_undo_brings_it_back(
     shared_service.client.wait(job_id)
     page = open_phone(f"/j/{job_id}")
     expect_end(page)
+    page.tap(".menu summary")
+    page.tap("#details")  # it takes no focus
+    expect(page.locator("#delete")).to_be_hidden()
     page.tap(".menu summary")
     page.tap("#delete")
     expect(page.locator("#submit-view")).to_be_visible()

@@ -86,6 +86,16 @@ def test_a_job_whose_pictures_do_not_come_shows_none_of_another(
     ]
 
 
+def test_the_bar_of_a_job_that_waits_moves(open_page: OpenPage, unusual_job: Any) -> None:
+    page = open_page(f"/j/{unusual_job.id}")
+    expect_end(page)
+    bar = page.locator("#progress")
+    bar.evaluate("(bar) => { bar.hidden = false; bar.removeAttribute('value'); }")
+    first = bar.screenshot()
+    page.wait_for_timeout(300)
+    assert bar.screenshot() != first
+
+
 def test_a_watched_job_ends_with_one_look_back_at_the_photo(open_page: OpenPage) -> None:
     for motion, is_seen in (("no-preference", True), ("reduce", False)):
         page = open_page(reduced_motion=motion)
@@ -132,7 +142,7 @@ def painting_of(page: Any) -> Any:
 
 
 def test_a_reload_keeps_all_pictures_of_the_user(
-    open_page: OpenPage, image_files: dict[str, Path], until: Any
+    open_page: OpenPage, unusual_job: Any, image_files: dict[str, Path], until: Any
 ) -> None:
     page = open_page()
     choose_files(page, image_files["rotated.jpg"], image_files["painting.png"])
@@ -143,6 +153,8 @@ def test_a_reload_keeps_all_pictures_of_the_user(
     load = """async () => JSON.stringify(
         await import("./web/drafts.js").then(({ loadDraft }) => loadDraft("own")) ?? null)"""
     until(lambda: page.evaluate(load).count("sha256:") == 3, "the pictures are saved")
+    choice = load.replace('"own"', '"current"')
+    until(lambda: '"source":"strokes"' in page.evaluate(choice), "the choice is saved")
     page.reload()
 
     names = page.locator("#photo .own .name")
@@ -152,9 +164,20 @@ def test_a_reload_keeps_all_pictures_of_the_user(
     expect(page.locator("#style [aria-pressed=true] .name")).to_have_text("Brush strokes")
     page.locator("#photo .own").nth(1).locator("button").first.click()
     page.locator("#photo .own").first.locator(".remove").click(force=True)
+    page.click("#toast button")
+    expect(names).to_have_text(["rotated", "painting"])
+    expect(page.locator("#photo [aria-pressed=true] .name")).to_have_text("rotated")
+    page.locator("#photo .own").nth(1).locator(".remove").click(force=True)
     until(lambda: page.evaluate(load).count("sha256:") == 2, "what is removed is removed")
     page.reload()
     expect(names).to_have_text(["rotated"])
+
+    page.goto(f"/j/{unusual_job.id}")
+    expect_end(page)
+    page.click("#reuse")
+    expect(page.locator("#submit-view")).to_be_visible()
+    expect(names).to_have_text(["rotated"])
+    expect(page.locator("#style .own .name")).to_have_text(["painting"])
 
 
 # ---------------------------------------------------------------------- names and places
@@ -177,8 +200,11 @@ def test_cancel_returns_to_the_painting_where_the_job_was_begun(
 ) -> None:
     page = open_page(f"/j/{unusual_job.id}")
     expect_end(page)
+    page.fill("#blend", "40")
     page.click("#another")
     page.wait_for_url(lambda url: "/j/" in url and unusual_job.id not in url)
+    expect(page.locator("#status")).not_to_have_text("Loading")
+    expect(page.locator("#blend")).to_have_value("100")
     page.click("#cancel")
     page.wait_for_url(f"**/j/{unusual_job.id}")
     expect(page.locator("#toast")).to_have_text("The painting is canceled.")
