@@ -11,9 +11,9 @@ const getImages = ({ files }) =>
 // onFiles(files, target): target is the element that they were dropped on, or that has the focus.
 export function acceptDropsAndPastes(onFiles) {
   const mark = (event) => {
-    const isOverStyle = event && byId("style").contains(event.target);
-    document.body.classList.toggle("dragging", Boolean(event));
-    document.body.classList.toggle("dragging-style", Boolean(isOverStyle));
+    const { classList } = document.body, isOverStyle = byId("style").contains(event?.target);
+    classList.toggle("dragging", Boolean(event));
+    classList.toggle("dragging-style", isOverStyle);
   };
   addEventListener("dragover", (event) => {
     event.preventDefault();

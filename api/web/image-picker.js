@@ -12,8 +12,7 @@ import { showToast } from "./toast.js";
 
 const MAX_OWN = 12;  // tiles of the user's own pictures; the oldest that is not chosen goes
 
-// Events: "change" when the choice changes, "prepared" and "uploaded" when a picture can be shown and
-// is uploaded, "render".
+// Events: "change" of the choice; "prepared" and "uploaded", of a picture; "render".
 export class ImagePicker extends EventTarget {
   // kind: "photo" or "style", the prefix of its texts. max: how many may be chosen.
   constructor(root, { kind, max = 1 }) {

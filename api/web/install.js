@@ -11,12 +11,14 @@ const SHARED_TIMEOUT_MS = 10_000;
 const rules = { createScriptURL: () => new URL("sw.js", ROOT).href };
 const policy = globalThis.trustedTypes?.createPolicy("service-worker", rules) ?? rules;
 
-// Browsers have service workers only where the connection is safe: with TLS, or on this machine.
+// Browsers have it only where the connection is safe: with TLS, or on this machine.
+const { serviceWorker } = navigator;
+
 export function install() {
-  if (!("serviceWorker" in navigator)) return;
+  if (!serviceWorker) return;
   if (document.readyState === "complete") register();
   else addEventListener("load", register);  // the page itself comes first
-  const { serviceWorker } = navigator, isFirst = !serviceWorker.controller;
+  const isFirst = !serviceWorker.controller;
   serviceWorker.addEventListener("controllerchange", () => {
     if (!isFirst) showToast(t("newVersion"), { action: t("reload"), onAction: () => location.reload() });
   });
@@ -28,17 +30,17 @@ export function install() {
 }
 
 function register() {
-  navigator.serviceWorker.register(policy.createScriptURL(""), { scope: ROOT.pathname })
+  serviceWorker.register(policy.createScriptURL(""), { scope: ROOT.pathname })
     .catch(() => {});  // the page works without it, as in a private window
 }
 
 async function takeSharedPicture() {
   history.replaceState(history.state, "", location.pathname);
-  const { active } = await navigator.serviceWorker.ready;
+  const { active } = await serviceWorker.ready;
   const picture = await new Promise((resolve) => {
-    navigator.serviceWorker.addEventListener(
+    serviceWorker.addEventListener(
       "message", ({ data }) => resolve(data.sharedPicture), { once: true });
-    navigator.serviceWorker.startMessages();
+    serviceWorker.startMessages();
     active.postMessage("send shared picture");
     setTimeout(resolve, SHARED_TIMEOUT_MS, null);
   });

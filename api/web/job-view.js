@@ -25,8 +25,8 @@ const PREVIEW_TIMEOUT_SECONDS = 60;
 export class JobView {
   // onReuse(job, kind): opens the editor with the job, or with its result as "photo" or "style".
   // onCreated(job, previous): a retry. onCanceled(job). onDelete(job). onChange(job): a newer state.
-  // onPreview(job, blob). onMissing(id): the service does not have the job. By the time that they
-  // are called, another job may be open.
+  // onPreview(job, blob). onMissing(id): the service does not have the job. Another job may be open
+  // by then.
   // findPicture(digest): a blob that the page has, or null.
   constructor(viewer, callbacks) {
     Object.assign(this, { viewer, ...callbacks });

@@ -8,7 +8,7 @@ let current = null;
 // an older one.
 export function showToast(text, { seconds = 6, action = "", onAction, onEnd = () => {} } = {}) {
   endToast();
-  const root = byId("toast"), message = createElement("span", { textContent: text });
+  const root = byId("toast");
   const end = (callback) => {
     if (current !== toast) return;
     clearTimeout(timer);
@@ -18,7 +18,7 @@ export function showToast(text, { seconds = 6, action = "", onAction, onEnd = ()
   };
   const timer = setTimeout(() => end(onEnd), seconds * 1000);
   const toast = current = { end, onEnd };
-  root.replaceChildren(message);
+  root.replaceChildren(createElement("span", { textContent: text }));
   if (action) {
     root.append(createElement("button", {
       type: "button", className: "subtle", textContent: action, onclick: () => end(onAction) }));
