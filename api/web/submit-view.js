@@ -15,12 +15,14 @@ import { StyleWeights } from "./style-weights.js";
 import { t } from "./text.js";
 import { createThumbnail } from "./thumbnail.js";
 
-const SAVE_MS = 400;
+const SAVE_MS = 150;
 const EMPTY_PRESETS = [0, 2, 5];  // whose pictures the empty filmstrip shows
 
 const sampleAddress = (name) => new URL(`gallery/${name}`, import.meta.url).href;
 
 const onError = (message) => showError("submit-error", message);
+
+const isKeyMissing = () => !byId("key-form").hidden;
 
 export const createKey = () => crypto.getRandomValues(new Uint32Array(4)).join("-");
 
@@ -59,7 +61,7 @@ export class SubmitView {
       listen(source, "change", () => this.update());
     }
     for (const picker of this.pickers) {
-      listen(picker, "render", () => this.#showSending());
+      listen(picker, "render", () => this.showSending());
       listen(picker, "uploaded", () => {
         this.showPicture();
         this.updateEstimate();
@@ -163,9 +165,11 @@ export class SubmitView {
 
   // Shows the chosen styles in a corner of a photo whose painting does not exist yet.
   #showStyleCard(isShown) {
-    const images = this.style.pictures.map((style) => this.style.imageOf(style).cloneNode());
+    const { pictures } = this.style, images = pictures.map((one) => this.style.imageOf(one).cloneNode());
     byId("style-card").replaceChildren(...images.map((image) => Object.assign(image, { alt: "" })));
     setVisible("style-card", isShown);
+    const isMissing = ({ source, screen }) => !source && !screen, missing = pictures.find(isMissing);
+    missing?.prepare().then(() => this.showPicture());
   }
 
   // The body of the submission, without the images.
@@ -189,8 +193,9 @@ export class SubmitView {
 
   async submit() {
     if (this.sending || !this.isLoaded) return;
+    if (isKeyMissing()) byId("key").focus();  // then the submission goes on by itself
     const { signal } = this.sending = new AbortController();
-    this.#showSending();
+    this.showSending();
     try {
       const [photo, ...styles] = this.pictures.map(({ title }) => title);
       const job = await this.#send(this.pictures, this.options, signal);
@@ -210,13 +215,14 @@ export class SubmitView {
   stopSending() {
     this.sending?.abort();
     this.sending = null;
-    this.#showSending();
+    this.showSending();
   }
 
-  #showSending() {
+  showSending() {
     const isSending = byId("submit-job").disabled = Boolean(this.sending);
     const uploading = this.pictures.find(({ isReady }) => !isReady);
-    setText("sending-state", uploading?.describe() ?? t("preparing"));
+    setText("sending-state",
+      isKeyMissing() ? t("keyRequired") : uploading?.describe() ?? t("preparing"));
     setVisible("sending", isSending);
     setVisible("estimate", !isSending);
   }
@@ -285,7 +291,15 @@ export class SubmitView {
 
   #save() {
     if (!this.isLoaded) return;
-    this.saving ??= setTimeout(() => { this.saving = null; this.#saveNow(); }, SAVE_MS);
+    this.saving ??= setTimeout(() => this.flush(), SAVE_MS);
+  }
+
+  // Saves now what waits to be saved.
+  async flush() {
+    if (!this.saving) return;
+    clearTimeout(this.saving);
+    this.saving = null;
+    await this.#saveNow();
   }
 
   async #saveNow() {
@@ -295,7 +309,7 @@ export class SubmitView {
     const names = JSON.stringify(own);  // without the files, which are saved only if they change
     if (names !== this.savedOwn) saveDraft("own", own);
     this.savedOwn = names;
-    saveDraft("current", {
+    await saveDraft("current", {
       photo: this.photo.pictures.map(describe), styles: this.style.pictures.map(describe),
       isMixing: this.style.isMixing, changes: this.parameters.changes,
       initImage: this.initImage,
