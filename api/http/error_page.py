@@ -19,12 +19,12 @@ _POLICY = (
 _TEXTS = {
     "en": {
         "title": "Page not found",
-        "advice": "Please check the address. If it is one of the API, it needs an API key.",
+        "advice": "Please check the address. If it is one of the API, it may need an API key.",
         "link": "Open Impasto",
     },
     "zh-CN": {
         "title": "找不到页面",
-        "advice": "请检查网址是否有误。如果这是 API 地址，访问时需要 API 密钥。",
+        "advice": "请检查网址是否有误。如果这是 API 地址，访问时可能需要 API 密钥。",
         "link": "打开 Impasto",
     },
 }

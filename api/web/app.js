@@ -19,7 +19,6 @@ import { Viewer } from "./viewer.js";
 
 loadTexts().then(() => {
   translatePage();
-  addLanguageSwitch(byId("language"));
   // The document's own address changes, so relative addresses keep their meaning only if they are
   // made absolute now.
   for (const link of document.querySelectorAll("a[href^='.'], link[href^='.']")) link.href = link.href;
@@ -29,12 +28,14 @@ loadTexts().then(() => {
   apiKey.onRequired((wasRefused) => new Promise((resolve) => {
     setText("key-message", t(wasRefused ? "keyRefused" : "keyRequired"));
     setVisible("key-form", true);
+    editor.showSending();
     byId("key").focus();
     byId("key-form").onsubmit = (event) => {
       event.preventDefault();
       apiKey.set(byId("key").value, byId("key-remember").checked);
       byId("key-form").reset();
       setVisible("key-form", false);
+      editor.showSending();
       updateForgetButton();
       resolve();
       if (wasRefused) films.load();  // another key has other paintings
@@ -57,6 +58,7 @@ loadTexts().then(() => {
   const viewer = new Viewer();
   const editor = new SubmitView(viewer, {
     onSubmitted: (job) => addJob(job, editor.isOpen), onTryAll: tryAll });
+  addLanguageSwitch(byId("language"), () => editor.flush());
   const findPicture = (digest) => {
     const found = editor.pictures.find((picture) => picture.digest === digest);
     return found?.screen ?? found?.file ?? null;
@@ -84,7 +86,7 @@ loadTexts().then(() => {
       const { input, id, retried_from: source } = job;
       if (!source) await editor.reuse(input, getNames(id));
       if (isShown(job)) navigate(source ? `j/${source}` : "./");
-      showToast(t("canceled"));
+      films.remove([id], { text: t("canceled"), action: t("keep") });
     },
     onDelete: (job) => films.remove([job.id]),
     onMissing: (id) => films.forget(id),
@@ -93,7 +95,10 @@ loadTexts().then(() => {
   });
   const comparison = new CompareView(viewer);
   const batch = new BatchView({
-    onStarted: () => films.refresh(),
+    onStarted() {
+      films.refresh();
+      editor.updateEstimate();
+    },
     onPick({ style, blob }) {
       batch.close();
       editor.draft = blob && { photo: editor.photo.pictures[0], style, blob };

@@ -5,11 +5,18 @@ import { byId, createElement, onClick, setText, setVisible, showBlob } from "./d
 import { setNames } from "./history.js";
 import { hasEnded, newestPicture } from "./job-stream.js";
 import { closeLayer, openLayer } from "./layers.js";
-import { create, retry, sleep } from "./retry.js";
+import { create, createKey, retry, sleep } from "./retry.js";
+import { canonicalize } from "./schema.js";
 import { t } from "./text.js";
 import { createThumbnail } from "./thumbnail.js";
 
 const DRAFT_SIZE = 256, POLL_SECONDS = 1.5;
+
+// All of its jobs were deleted.
+function ignoreMissing(error) {
+  if (error.status !== 404) throw error;
+  return { jobs: [] };
+}
 
 export class BatchView {
   // onPick({style, blob}): the user likes this draft; blob is null before it has a picture.
@@ -20,39 +27,60 @@ export class BatchView {
     onClick("batch-close", () => { this.close(); byId("try-all").focus(); });
   }
 
-  // Starts a draft for each style. spec: the parameters of the editor.
+  // Shows a draft for each style; starts them unless those of the same pictures and parameters are
+  // still there. spec: the parameters of the editor.
   async open(photo, styles, spec) {
     this.close();
     const onError = (message) => setText("batch-status", message);
     const { signal } = this.closing = new AbortController();
-    const tiles = styles.map((style) => this.#createTile(style));
-    byId("batch-tiles").replaceChildren(...tiles.map(({ root }) => root));
+    const last = this.last = this.#findLast(photo, styles, spec)
+      ?? { photo, styles, spec, tiles: styles.map((style) => this.#createTile(style)), key: createKey() };
+    byId("batch-tiles").replaceChildren(...last.tiles.map(({ root }) => root));
     openLayer(this.close);
     setVisible(this.root, true);
     setText("batch-status", t("uploadingStyles"));
+    const load = () => retry(() => getJson(last.batch.links.self, { signal }), { signal, onError });
     try {
-      const [content, ...digests] = await Promise.all(
-        [photo, ...styles].map((one) => retry(() => one.upload(), { signal, onError })));
-      signal.throwIfAborted();
-      const { style_weights: _, init, ...parameters } = spec;
-      if (init !== "picture") parameters.init = init;  // a batch has no such picture
-      const draft = { ...parameters, size: DRAFT_SIZE, quality: "draft" };
-      const body = { contents: [content], styles: digests, spec: draft };
-      let batch = await create("v1/batches", body, { signal, onError });
-      batch.jobs.forEach((job, i) => {
-        tiles[i].id = job.id;
-        setNames(job.id, { content: photo.title, styles: [styles[i].title] });
-      });
-      this.onStarted();
+      if (last.batch) last.batch = await load().catch(ignoreMissing);
+      if (last.batch?.jobs.length !== styles.length) last.batch = await this.#start(last, signal, onError);
       for (;;) {
-        this.#show(batch, tiles, signal);
-        if (batch.jobs.every(hasEnded)) break;
+        this.#show(last.batch, last.tiles, signal);
+        if (last.batch.jobs.every(hasEnded)) break;
         await sleep(POLL_SECONDS, signal);
-        batch = await retry(() => getJson(batch.links.self, { signal }), { signal, onError });
+        last.batch = await load();
       }
     } catch (error) {
-      if (!signal.aborted) onError(error.message);
+      if (signal.aborted) return;
+      this.last = null;
+      onError(error.message);
     }
+  }
+
+  #findLast(photo, styles, spec) {
+    const { last } = this;
+    const isSame = last?.photo === photo && last.styles.length === styles.length
+      && last.styles.every((style, i) => style === styles[i])
+      && canonicalize(last.spec) === canonicalize(spec);
+    return isSame ? last : null;
+  }
+
+  // Submits the drafts; again with the same key if the answer was not waited for.
+  async #start(last, signal, onError) {
+    const { photo, styles, tiles, spec: { style_weights: _, init, ...parameters } } = last;
+    if (init !== "picture") parameters.init = init;  // a batch has no such picture
+    if (last.batch) last.key = createKey();  // some were deleted
+    const [content, ...digests] = await Promise.all(
+      [photo, ...styles].map((one) => retry(() => one.upload(), { signal, onError })));
+    signal.throwIfAborted();
+    const draft = { ...parameters, size: DRAFT_SIZE, quality: "draft" };
+    const body = { contents: [content], styles: digests, spec: draft };
+    const batch = await create("v1/batches", body, { key: last.key, signal, onError });
+    batch.jobs.forEach((job, i) => {
+      tiles[i].id = job.id;
+      setNames(job.id, { content: photo.title, styles: [styles[i].title] });
+    });
+    this.onStarted();
+    return batch;
   }
 
   close = () => {
@@ -68,7 +96,7 @@ export class BatchView {
     const tile = { thumb, status, image, id: null, picture: null, blob: null };
     const onclick = () => this.onPick({ style, blob: tile.blob });
     tile.root = createElement("button", { type: "button", onclick },
-      thumb, createElement("span", { className: "caption", textContent: style.name }), status);
+      thumb, createElement("span", { className: "caption", textContent: style.title }), status);
     return tile;
   }
 
@@ -78,8 +106,7 @@ export class BatchView {
     setText("batch-status", done < jobs.length
       ? t("draftsDone", { done, n: jobs.length }) : t("pickOne"));
     jobs.forEach(async (job) => {
-      const tile = tiles.find(({ id }) => id === job.id);
-      const picture = newestPicture(job, "?format=webp");
+      const tile = tiles.find(({ id }) => id === job.id), picture = newestPicture(job, "?format=webp");
       tile.status.textContent = job.status === "succeeded" ? "" : t(`status.${job.status}`);
       if (!picture || tile.picture === picture.name) return;
       tile.picture = picture.name;

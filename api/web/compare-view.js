@@ -1,9 +1,12 @@
 // Two paintings on the canvas, one on each side of the divider, and what differs in their settings.
 
 import { getBlob, getJson, resolveAddress } from "./api.js";
-import { byId, createElement, onClick, setText, setVisible, showError } from "./dom.js";
+import {
+  byId, createElement, onClick, setText, setVisible, showBlob, showError,
+} from "./dom.js";
 import { describeValue, labelOf } from "./form.js";
 import { titleOf } from "./history.js";
+import { fetchCopy, TILE_PX } from "./picture.js";
 import { retry } from "./retry.js";
 import { canonicalize } from "./schema.js";
 import { t } from "./text.js";
@@ -53,21 +56,39 @@ export class CompareView {
   }
 
   #showDifferences(shown, titles) {
-    const specs = shown.map(({ job }) => job.input.spec);
-    const names = Object.keys(specs[0]).filter(
-      (name) => canonicalize(specs[0][name]) !== canonicalize(specs[1][name]));
+    const inputs = shown.map(({ job }) => job.input), specs = inputs.map(({ spec }) => spec);
+    const differ = ([left, right]) => canonicalize(left) !== canonicalize(right);
     const row = (label, cells) => createElement("tr", {},
       createElement("th", { scope: "row", textContent: label }),
       ...cells.map((cell) => createElement("td", {}, cell)));
     const links = shown.map(({ job }, i) => createElement("a", {
       href: resolveAddress(`j/${job.id}`), "data-local-link": "", textContent: titles[i] }));
-    byId("compared").replaceChildren(
+    const rows = [
       createElement("tr", {}, createElement("td"), ...["left", "right"].map((side) =>
         createElement("th", { scope: "col", textContent: t(side) }))),
       row(t("painting"), links),
       row(t("parameter.size"), shown.map(({ job }) => t("pixels", job.outputs[0]))),
-      ...names.filter((name) => name !== "size").map((name) => row(labelOf(name),
-        specs.map((spec) => describeValue(name, spec[name])))));
+    ];
+    const hasOtherStyles = differ(inputs.map(({ styles }) => styles));
+    if (hasOtherStyles) {
+      rows.push(row(t("style.title"), inputs.map(({ styles }) => this.#createThumbnails(styles))));
+    }
+    const isMasked = inputs.map((input) => input.masks.length + input.style_masks.length > 0);
+    if (differ(isMasked)) {
+      rows.push(row(t("mask"), isMasked.map((has) => (has ? t("settings.masks") : "–"))));
+    }
+    const isShown = (name) => name !== "size" && !(name === "style_weights" && hasOtherStyles)
+      && differ(specs.map((spec) => spec[name]));
+    rows.push(...Object.keys(specs[0]).filter(isShown).map((name) =>
+      row(labelOf(name), specs.map((spec) => describeValue(name, spec[name])))));
+    byId("compared").replaceChildren(...rows);
     setVisible("swap compared", true);
+  }
+
+  #createThumbnails(digests) {
+    const { signal } = this.closing, images = digests.map(() => createElement("img", { alt: "" }));
+    digests.forEach((digest, i) => fetchCopy(digest, TILE_PX, { signal }).then(
+      (blob) => showBlob(blob, t("theStyle"), images[i]), () => {}));
+    return createElement("span", { className: "thumbnails" }, ...images);
   }
 }

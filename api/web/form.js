@@ -30,6 +30,7 @@ export const labelOf = (name) => tOr(`parameter.${name}`, name);
 
 // The value of a parameter in words, as its control shows it.
 export const describeValue = (name, value) => {
+  if (name === "style_weights") return value.map(formatPercent).join(" + ");
   const format = MAIN_PARAMETERS[name]?.format;
   return format ? format(value) : String(nameValue(name, formatValue(value)));
 };

@@ -23,9 +23,13 @@ const UNDO_SECONDS = 10;
 // Tiles beside the view that are in the document; that have a picture.
 const TILES_AHEAD = 15, PICTURES_AHEAD = 5;
 
+// What was finished early is canceled, and has a result.
+const isDone = ({ status, links }) => status === "succeeded" || Boolean(links.result);
 const FILTERS = {
-  all: [], active: ["queued", "running"], done: ["succeeded"],
-  ended: ["failed", "canceled", "expired"],
+  all: { statuses: [], accepts: () => true },
+  active: { statuses: ["queued", "running"], accepts: () => true },
+  done: { statuses: ["succeeded", "canceled"], accepts: isDone },
+  ended: { statuses: ["failed", "canceled", "expired"], accepts: (job) => !isDone(job) },
 };
 
 // ---- names: {content, styles}, the file names of a job's inputs
@@ -128,7 +132,13 @@ export class History {
   get filter() { return byId("history-filter").value; }
 
   #getAddress(limit) {
-    return `v1/jobs?limit=${limit}${FILTERS[this.filter].map((one) => `&status=${one}`).join("")}`;
+    const { statuses } = FILTERS[this.filter];
+    return `v1/jobs?limit=${limit}${statuses.map((one) => `&status=${one}`).join("")}`;
+  }
+
+  // The entries of those jobs that the filter accepts.
+  #enterAll(jobs) {
+    return jobs.filter(FILTERS[this.filter].accepts).map((job) => this.#enter(job));
   }
 
   async #loadPage(address, isFirst = false) {
@@ -139,7 +149,7 @@ export class History {
       if (this.isLoading !== current) return;  // another filter was chosen meanwhile
       if (isFirst) this.film.scrollLeft = 0;
       const newer = isFirst ? [] : this.entries;
-      this.entries = [...new Set([...newer, ...jobs.map((job) => this.#enter(job))])];
+      this.entries = [...new Set([...newer, ...this.#enterAll(jobs)])];
       this.next = next;
       setText("history-error", "");
       // Begins to observe anew: the end may be in view still, or again, which is no change.
@@ -174,7 +184,7 @@ export class History {
     const last = this.entries.findLastIndex(({ job }) => ids.includes(job.id));
     const older = last < 0 || !next ? [] : this.entries.slice(last + 1);
     if (last < 0) this.next = next;  // more new jobs than a page has
-    this.entries = [...jobs.map((job) => this.#enter(job)), ...older];
+    this.entries = [...this.#enterAll(jobs), ...older];
     this.#update();
     return true;
   }
@@ -349,7 +359,7 @@ export class History {
   }
 
   // Hides the jobs at once, and deletes them when the time to undo is over.
-  remove(ids) {
+  remove(ids, { text, action = t("undo") } = {}) {
     const { current, rendered } = this;
     const hadFocus = rendered.some(({ job, tile }) =>
       ids.includes(job.id) && tile.item.contains(document.activeElement));
@@ -383,8 +393,8 @@ export class History {
         showToast(t("notDeleted", { message: error.message }));
       }
     };
-    showToast(ids.length > 1 ? t("deletedMany", { n: ids.length }) : t("deleted"), {
-      seconds: UNDO_SECONDS, action: t("undo"), onAction: undo, onEnd: finish });
+    text ??= ids.length > 1 ? t("deletedMany", { n: ids.length }) : t("deleted");
+    showToast(text, { seconds: UNDO_SECONDS, action, onAction: undo, onEnd: finish });
   }
 
   #addSelection() {

@@ -15,7 +15,7 @@ import { followJob, hasEnded, hasExpiredImages, newestPicture } from "./job-stre
 import { closeLayer, openLayer } from "./layers.js";
 import { fetchCopy, TILE_PX } from "./picture.js";
 import { create, retry } from "./retry.js";
-import { form, toRequest } from "./schema.js";
+import { form } from "./schema.js";
 import { describeError, formatDate, formatDuration, formatNumber, formatPercent, t } from "./text.js";
 import { showToast } from "./toast.js";
 import { noteChange } from "./touch.js";
@@ -128,8 +128,7 @@ export class JobView {
   #clear(id) {
     // picture: the name of the image that is shown. announced: the last text for screen readers.
     Object.assign(this, { id, job: null, picture: null, announced: null, isSpecLocked: false });
-    this.isJustDone = false;
-    this.scales = null;  // of the run, as the service plans it
+    this.previewSize = null;
     for (const image of byId("job-styles").children) hideBlob(image);
     this.chart.open(id);
     this.showError();
@@ -159,10 +158,7 @@ export class JobView {
     this.#showButtons(job);
     this.#showPicture(signal);
     this.onChange(job);
-    if (previous && !hasEnded(previous) && hasEnded(job)) {
-      this.isJustDone = true;
-      this.notify(job);
-    }
+    if (previous && !hasEnded(previous) && hasEnded(job)) this.notify(job);
     if (!hasEnded(job)) return;
     this.frames.open(job, signal);
     if (hadFocus) byId("status").focus({ preventScroll: true });  // the button is hidden now
@@ -225,7 +221,7 @@ export class JobView {
     setVisible("running-controls", !isOver);
     byId("cancel").disabled = job.cancel_requested;
     byId("stop").disabled = job.cancel_requested || !hasPicture;
-    this.#showStopSize(job, hasPicture && !isOver);
+    this.#showStopSize();
     const canNotify = "Notification" in window && isSecureContext && Notification.permission !== "denied";
     setVisible("notify", canNotify && !isOver);
     byId("notify").ariaPressed = this.notifyId === job.id;
@@ -239,32 +235,20 @@ export class JobView {
     const isDraft = hasResult && !isEarly && quality === "draft";
     setVisible("continue-control", isEarly || isDraft);
     setText("continue", t(isDraft ? "paintLarge" : "continue"));
-    const [{ width, height } = {}] = job.outputs;
-    const isFull = Math.max(width, height) > 0.95 * size;  // a seamless one lacks some pixels
-    const hint = isFull ? "continueFull" : "continueHint";
+    const hint = hasResult && isFullSize(job.outputs[0], size) ? "continueFull" : "continueHint";
     setText("continue-hint", t(isDraft ? "draftHint" : hint, { size }));
     byId("pin").ariaPressed = job.pinned;
     const canUpdate = job.progress && !isOver && !job.cancel_requested && !this.isSpecLocked;
     setVisible("strength-control", canUpdate);
   }
 
-  // Says which size the user gets by finishing now: that of the current scale.
-  async #showStopSize(job, isShown) {
-    setVisible("stop-hint", isShown);
-    if (!isShown) return;
-    if (!this.scales) {
-      const { signal } = this.closing;
-      this.scales = [];
-      const { scales = [] } = await sendForJson("POST", "v1/estimate", toRequest(job.input))
-        .catch(() => ({}));
-      if (signal.aborted) return;  // another job is open by now
-      this.scales = scales;
-    }
-    const { scale } = this.job?.progress ?? {}, size = this.scales[scale - 1];
-    const last = this.scales.at(-1);
-    const key = size === last ? "stopFullSize" : "stopSize";
-    setText("stop-hint", size
-      ? t(key, { ...size, full: t("pixels", last) }) : t("stopSizeUnknown"));
+  // Says which size the user gets by finishing now: that of the preview.
+  #showStopSize() {
+    const { job, previewSize } = this, { size } = job.input.spec;
+    setVisible("stop-hint", previewSize && !byId("stop").disabled);
+    if (!previewSize) return;
+    const key = isFullSize(previewSize, size) ? "stopFullSize" : "stopSize";
+    setText("stop-hint", t(key, { ...previewSize, full: t("sizePx", { size }) }));
   }
 
   // Downloads one picture at a time. When it is shown, the newest is next, if that is another.
@@ -300,8 +284,6 @@ export class JobView {
       signal.throwIfAborted();
       await this.viewer.showPainting(blob, titleOf(job));
       signal.throwIfAborted();
-      if (this.isJustDone) this.viewer.lookBack();
-      this.isJustDone = false;
     } else {
       const timeout = AbortSignal.timeout(PREVIEW_TIMEOUT_SECONDS * 1000);
       const blob = await getBlob(address, { signal: AbortSignal.any([signal, timeout]) })
@@ -310,6 +292,9 @@ export class JobView {
       if (signal.aborted || !blob) return Boolean(this.job.links.result);
       await this.viewer.showPainting(blob, t("pictureSoFar"), { isFinal: false });
       signal.throwIfAborted();
+      const { naturalWidth: width, naturalHeight: height } = this.viewer.after;
+      this.previewSize = { width, height };
+      this.#showStopSize();
       this.onPreview(job, blob);
     }
     this.picture = name;
@@ -442,6 +427,9 @@ export class JobView {
     openLayer(closeDialog);
   }
 }
+
+// A seamless painting lacks some pixels.
+const isFullSize = ({ width, height }, size) => Math.max(width, height) > 0.95 * size;
 
 const closeDialog = () => byId("command-dialog").close();
 

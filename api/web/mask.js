@@ -94,7 +94,7 @@ export class MaskEditor extends EventTarget {
   // What to do, in words; empty while it is closed.
   get hint() {
     const key = this.shownStyle ? "maskHintStyle" : "maskHint";
-    return this.isOpen && t(key, { style: this.state.selected?.name });
+    return this.isOpen && t(key, { style: this.state.selected?.title });
   }
 
   #select(changes) {
@@ -140,7 +140,7 @@ export class MaskEditor extends EventTarget {
     }
     this.#setBrush();
     const names = new Intl.ListFormat(document.documentElement.lang).format(
-      this.masked.map((picture) => picture.name));
+      this.masked.map((picture) => picture.title));
     setText("mask-state", names && t("maskOn", { names }));
     setVisible("mask-chip", names);
     byId("mask-undo").disabled = !this.done.length;
@@ -170,7 +170,7 @@ export class MaskEditor extends EventTarget {
       swatch.style.background = COLORS[i];
       return createElement("button", {
         type: "button", ariaPressed: selected === this.state.selected,
-        onclick: () => this.#select({ selected }) }, swatch, selected.name);
+        onclick: () => this.#select({ selected }) }, swatch, selected.title);
     });
     byId("mask-styles").replaceChildren(...buttons);
     setVisible("mask-styles", buttons.length > 1);

@@ -23,10 +23,11 @@ export async function retry(action, { signal, onError = () => {}, isFinal = cann
 }
 
 // Sends a POST that creates something, until the service answers; by its key it happens only once.
-export function create(address, body, options) {
-  const key = crypto.getRandomValues(new Uint32Array(4)).join("-");
+export function create(address, body, { key = createKey(), ...options }) {
   return retry(() => sendForJson("POST", address, body, { "Idempotency-Key": key }), options);
 }
+
+export const createKey = () => crypto.getRandomValues(new Uint32Array(4)).join("-");
 
 const TRANSIENT_STATUS = [429, 502, 503, 504];
 

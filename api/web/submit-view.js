@@ -15,12 +15,14 @@ import { StyleWeights } from "./style-weights.js";
 import { t } from "./text.js";
 import { createThumbnail } from "./thumbnail.js";
 
-const SAVE_MS = 400;
+const SAVE_MS = 150;
 const EMPTY_PRESETS = [0, 2, 5];  // whose pictures the empty filmstrip shows
 
 const sampleAddress = (name) => new URL(`gallery/${name}`, import.meta.url).href;
 
 const onError = (message) => showError("submit-error", message);
+
+const isKeyMissing = () => !byId("key-form").hidden;
 
 export class SubmitView {
   // onSubmitted(job): shows the new job. onTryAll(): drafts in all sample styles.
@@ -61,7 +63,7 @@ export class SubmitView {
       listen(source, "change", () => this.update());
     }
     for (const picker of this.pickers) {
-      listen(picker, "render", () => this.#showSending());
+      listen(picker, "render", () => this.showSending());
       listen(picker, "prepared uploaded", () => {
         this.showPicture();
         this.updateEstimate();
@@ -185,8 +187,9 @@ export class SubmitView {
 
   async submit() {
     if (this.sending || !this.isLoaded) return;
+    if (isKeyMissing()) byId("key").focus();  // then the submission goes on by itself
     const { signal } = this.sending = new AbortController();
-    this.#showSending();
+    this.showSending();
     announce(byId("sending-state").textContent);
     try {
       const [content, ...styles] = this.pictures.map(({ title }) => title);
@@ -207,13 +210,14 @@ export class SubmitView {
   stopSending() {
     this.sending?.abort();
     this.sending = null;
-    this.#showSending();
+    this.showSending();
   }
 
-  #showSending() {
+  showSending() {
     const isSending = byId("submit-job").disabled = Boolean(this.sending);
     const uploading = this.pictures.find(({ isReady }) => !isReady);
-    setText("sending-state", uploading?.describe() ?? t("preparing"));
+    setText("sending-state",
+      isKeyMissing() ? t("keyRequired") : uploading?.describe() ?? t("preparing"));
     setVisible("sending", isSending);
     setVisible("estimate", !isSending);
   }
@@ -283,7 +287,15 @@ export class SubmitView {
 
   #save() {
     if (!this.isLoaded) return;
-    this.saving ??= setTimeout(() => { this.saving = null; this.#saveNow(); }, SAVE_MS);
+    this.saving ??= setTimeout(() => this.flush(), SAVE_MS);
+  }
+
+  // Saves now what waits to be saved.
+  async flush() {
+    if (!this.saving) return;
+    clearTimeout(this.saving);
+    this.saving = null;
+    await this.#saveNow();
   }
 
   async #saveNow() {
@@ -296,7 +308,7 @@ export class SubmitView {
     const names = JSON.stringify(own);  // without the files, which are saved only if they change
     if (names !== this.savedOwn) saveDraft("own", own);
     this.savedOwn = names;
-    saveDraft("current", {
+    await saveDraft("current", {
       photo: this.photo.pictures.map(describe), styles: this.style.pictures.map(describe),
       isMixing: this.style.isMixing, changes: this.parameters.changes,
       initImage: this.initImage, masks,

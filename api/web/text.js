@@ -25,13 +25,15 @@ export function t(key, values = {}) {
   return (dictionary[key] ?? key).replace(/\{(\w+)\}/g, (_, name) => values[name] ?? "");
 }
 
-export function addLanguageSwitch(button) {
+// save(): resolves when nothing is lost by a reload.
+export function addLanguageSwitch(button, save = async () => {}) {
   const other = Object.keys(LANGUAGES).find((name) => name !== language);
   Object.assign(button, { textContent: LANGUAGES[other], lang: other });
   const [navigation] = performance.getEntriesByType("navigation"), shown = performance.now();
-  button.addEventListener("click", ({ timeStamp }) => {
+  button.addEventListener("click", async ({ timeStamp }) => {
     if (navigation?.type === "reload" && timeStamp < shown + 700) return;  // a second tap
     deviceStorage.set(STORAGE_NAME, other);
+    await save();
     location.reload();
   });
 }

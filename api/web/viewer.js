@@ -19,9 +19,6 @@ const exitFullScreen = () => {
 };
 
 const REST = 35;  // the divider of a sample: both pictures are seen
-// The divider over time: from the photo to the rest; or from the painting and back.
-const unveil = (time) => REST + (100 - REST) * (1 - time) ** 2 * (1 + 2 * time);
-const lookBack = (time) => 40 - 40 * Math.cos(2 * Math.PI * time);
 
 export class Viewer {
   constructor() {
@@ -147,24 +144,22 @@ export class Viewer {
     this.render();
   }
 
-  // Moves the divider, until the user touches the canvas, and not if he has.
-  sweep(getShare) {
-    if (matchMedia("(prefers-reduced-motion: reduce)").matches) return this.setDivider(getShare(1));
+  // Moves the divider from the photo to its rest, until the user touches the canvas.
+  #sweep() {
+    if (matchMedia("(prefers-reduced-motion: reduce)").matches) return this.setDivider(REST);
     const start = performance.now(), { result } = this;
     const step = (now) => {
       const time = Math.min(1, Math.max(0, (now - start) / 2400));
       if (this.result !== result || this.isTouched) return;
-      this.setDivider(getShare(time));
+      this.setDivider(REST + (100 - REST) * (1 - time) ** 2 * (1 + 2 * time));
       if (time < 1) requestAnimationFrame(step);
     };
     step(start);
   }
 
-  lookBack() { this.sweep(lookBack); }
-
   // Shows both pictures of a sample, the first time with a sweep.
   reveal() {
-    if (!this.isRevealed) this.sweep(unveil);
+    if (!this.isRevealed) this.#sweep();
     else if (this.divider.value === "0") this.setDivider(REST);
     this.isRevealed = true;
   }

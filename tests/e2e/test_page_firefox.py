@@ -59,7 +59,7 @@ def test_a_photo_becomes_a_painting_that_is_compared_and_downloaded(
     firefox.wait_for(f"{RESULT}.src.startsWith('blob:') && {RESULT}.naturalWidth === 48")
     assert firefox.evaluate(_text("#canvas-title")) == "rotated × painting"
     firefox.evaluate("document.querySelector('#divider').focus()")
-    firefox.press("Home", "ArrowRight", "ArrowRight")  # the first key ends the look back
+    firefox.press("Home", "ArrowRight", "ArrowRight")
     assert firefox.evaluate("document.querySelector('#divider').value") == "2"
     firefox.wait_for(_is_shown("#frame"))
     firefox.evaluate("document.querySelector('#frame').focus()")

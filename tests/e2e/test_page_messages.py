@@ -265,3 +265,27 @@ def test_an_unknown_address_answers_in_the_language_of_the_browser(
 
     expect(page.locator("h1")).to_contain_text(heading)
     assert page.evaluate("document.documentElement.lang") == locale.replace("en-US", "en")
+
+
+def test_compared_paintings_show_their_styles_and_shares_in_words(
+    open_page: OpenPage, shared_service: Any, image_files: dict[str, Path]
+) -> None:
+    client, files = shared_service.client, image_files
+    photo, styles = files["rotated.jpg"], [files["painting.png"], files["rotated.jpg"]]
+    jobs = [
+        client.submit(photo, styles[:count], size=64, iterations=2, scales=1, **shares)
+        for count, shares in ((1, {}), (2, {}), (2, {"style_weights": [0.75, 0.25]}))
+    ]
+    for job in jobs:
+        assert client.wait(job.id).status == "succeeded"
+    page = open_page(f"/?compare={jobs[0].id},{jobs[1].id}")
+    labels = page.locator("#compared th[scope=row]")
+    expect(labels).to_have_text(["Painting", "Size", "Style"])
+    for image in page.locator("#compared .thumbnails img").all():
+        expect(image).not_to_have_js_property("naturalWidth", 0)
+    page.goto(f"/?compare={jobs[1].id},{jobs[2].id}")
+    expect(labels).to_have_text(["Painting", "Size", "Shares of the styles"])
+    cells = page.locator("#compared tr").last.locator("td")
+    expect(cells).to_have_text(["50 % + 50 %", "75 % + 25 %"])
+    for job in jobs:
+        client.delete(job.id)

@@ -1,5 +1,6 @@
 """What the canvas shows, and when: never a flash, never another job's picture, sharp samples."""
 
+import json
 import re
 from pathlib import Path
 from typing import Any
@@ -8,10 +9,12 @@ import pytest
 from page_actions import (
     OpenPage,
     choose_files,
+    end_toast,
     expect,
     expect_end,
     needs_chromium,
     submit_job,
+    tile_of,
 )
 
 pytestmark = [pytest.mark.e2e, needs_chromium]
@@ -49,7 +52,7 @@ def test_previews_and_frames_replace_each_other_without_an_empty_canvas(
     page.wait_for_function("() => window.shown.size > 3")
     assert page.evaluate("window.empty") == 0
     page.click("#cancel")
-    expect(page.locator("#toast")).to_have_text("The painting is canceled.")
+    expect(page.locator("#toast")).to_contain_text("The painting is canceled.")
 
     page.goto(f"/j/{unusual_job.id}")
     expect_end(page)
@@ -96,24 +99,14 @@ def test_the_bar_of_a_job_that_waits_moves(open_page: OpenPage, unusual_job: Any
     assert bar.screenshot() != first
 
 
-def test_a_watched_job_ends_with_one_look_back_at_the_photo(open_page: OpenPage) -> None:
-    for motion, is_seen in (("no-preference", True), ("reduce", False)):
-        page = open_page(reduced_motion=motion)
-        submit_job(page, size=64, iterations=40)
-        page.evaluate(WATCH_DIVIDER)
-        expect_end(page)
-        if is_seen:
-            page.wait_for_function("() => window.furthest > 50")
-        page.wait_for_function("() => document.querySelector('#divider').value === '0'")
-        assert (page.evaluate("window.furthest") > 50) == is_seen
-
-    page.evaluate("window.furthest = 0")
-    own = page.url
-    page.locator("#history-list li a").nth(1).click()
-    page.wait_for_url(lambda url: "/j/" in url and url != own)
-    expect(page.locator("#status")).to_have_text("Done")
-    expect(page.locator("#stage img.after")).to_have_attribute("src", re.compile("^blob:"))
-    assert page.evaluate("window.furthest") == 0, "only the end of a run is a moment"
+def test_a_watched_painting_appears_whole_and_nothing_moves_then(open_page: OpenPage) -> None:
+    page = open_page()
+    submit_job(page, size=64, iterations=40)
+    page.evaluate(WATCH_DIVIDER)
+    expect_end(page)
+    expect(page.locator("#stage")).not_to_have_attribute("aria-busy", "true")
+    page.wait_for_timeout(300)
+    assert page.evaluate("window.furthest") == 0
 
 
 def test_the_sample_becomes_sharp_where_the_screen_has_the_pixels(open_page: OpenPage) -> None:
@@ -207,5 +200,86 @@ def test_cancel_returns_to_the_painting_where_the_job_was_begun(
     expect(page.locator("#blend")).to_have_value("100")
     page.click("#cancel")
     page.wait_for_url(f"**/j/{unusual_job.id}")
-    expect(page.locator("#toast")).to_have_text("The painting is canceled.")
+    expect(page.locator("#toast")).to_contain_text("The painting is canceled.")
     expect_end(page)
+
+
+def test_the_style_is_shown_beside_a_photo_also_when_it_comes_late(
+    open_page: OpenPage, unusual_job: Any, image_files: dict[str, Path]
+) -> None:
+    def expect_card() -> None:
+        expect(page.locator("#style-card img")).to_have_js_property("complete", True)
+        expect(page.locator("#style-card img")).not_to_have_js_property("naturalWidth", 0)
+
+    page = open_page(f"/j/{unusual_job.id}")
+    expect_end(page)
+    page.click("#reuse")
+    expect_card()
+    page.goto("/")
+    page.set_input_files("#style input.files", image_files["painting.png"])
+    expect_card()
+    page.wait_for_timeout(600)  # the draft is saved
+    page.reload()
+    expect_card()
+
+
+def test_canceled_paintings_leave_the_strip_unless_the_user_keeps_them(
+    open_page: OpenPage, shared_service: Any
+) -> None:
+    page, client = open_page(), shared_service.client
+    jobs = []
+    for keeps in (False, True):
+        submit_job(page, size=64, iterations=4000)
+        jobs.append(page.url.rpartition("/")[2])
+        expect(page.locator("#stop")).to_be_enabled()
+        page.click("#cancel")
+        expect(page.locator("#toast")).to_contain_text("The painting is canceled.")
+        expect(page.locator("#submit-view")).to_be_visible()
+        expect(tile_of(page, jobs[-1])).to_have_count(0)
+        if keeps:
+            page.click("#toast button")
+            expect(tile_of(page, jobs[-1]).locator(".status")).to_have_text("Finished early")
+        else:
+            end_toast(page)
+    assert client.job(jobs[1]).status == "canceled"
+    assert jobs[0] not in [job.id for job in client.jobs()]
+
+    for name, is_there in (("done", True), ("ended", False), ("all", True)):
+        page.select_option("#history-filter", name)
+        expect(tile_of(page, jobs[1])).to_have_count(int(is_there))
+    client.delete(jobs[1])
+
+
+def test_drafts_in_all_styles_are_shown_again_until_something_changes(
+    open_page: OpenPage, shared_service: Any
+) -> None:
+    page, client = open_page(), shared_service.client
+    batches: list[Any] = []
+
+    def record(route: Any) -> None:
+        body = route.request.post_data_json
+        body["spec"] |= {"size": 64, "iterations": 2, "scales": 1}
+        answer = route.fetch(post_data=json.dumps(body))
+        batches.append(answer.json())
+        route.fulfill(response=answer)
+
+    page.route("**/v1/batches", record)
+    for start in (page.locator("#style .sample button").nth(3), page.locator("#try-all")):
+        with page.expect_response("**/v1/estimate"):  # it tells what is ahead
+            start.click()
+    for close in (page.go_back, page.locator("#batch-tiles button").nth(2).click, page.go_back):
+        expect(page.locator("#batch-status")).to_contain_text("Pick the one you like")
+        expect(page.locator("#batch-tiles .painted")).to_have_count(8)
+        close()
+        expect(page.locator("#batch")).to_be_hidden()
+        page.click("#try-all")
+    expect(page.locator("#batch-tiles .painted")).to_have_count(8)
+    assert len(batches) == 1
+    page.go_back()
+
+    client.delete(batches[0]["jobs"][3]["id"])
+    page.click("#try-all")
+    expect(page.locator("#batch-status")).to_contain_text("Pick the one you like")
+    assert len(batches) == 2, "one is missing, so all are painted again"
+    for batch in batches:
+        client.delete_batch(batch["id"])

@@ -41,6 +41,7 @@ class Figures:
     jain: float = 1.0
     jain_owners: int = 0
     gpu_ratio: float = 0.0
+    held_ratio: float = 0.0  # the part of it in which a worker had a job, also one that was lost
 
     def percentile(self, share: float) -> float:
         """Return the wait in seconds that this share of the jobs does not exceed."""
@@ -66,6 +67,7 @@ def measure(outcome: Outcome) -> Figures:
     figures.jain, figures.jain_owners = jain(shares), len(shares)
     runs = sum(job.run_ms for job in outcome.accepted if job.status == "succeeded")
     figures.gpu_ratio = outcome.gpu_ms / runs if runs else 0.0
+    figures.held_ratio = sum(job.held_ms for job in outcome.accepted) / runs if runs else 0.0
     return figures
 
 
@@ -144,8 +146,11 @@ def find_violations(outcome: Outcome, figures: Figures) -> list[str]:
     """Return what is outside of the bars."""
     found = []
     if figures.worst_wait > 1 and (job := figures.worst_job) is not None:
+        wait = ((job.started_at or job.created_at) - job.created_at) / 1000
         found.append(
-            f"{job.id.decode()} waits {figures.worst_wait * MAX_WAITS:.1f} times its fair share"
+            f"{job.id.decode()} waits {wait:.0f} s, {figures.worst_wait * MAX_WAITS:.1f} times its "
+            f"fair share (owner {job.owner}, priority {job.priority}, pool {job.pool}, "
+            f"{job.size} px, format {job.format}, after {(job.created_at - EPOCH_MS) / 1000:.0f} s)"
         )
     if figures.jain_owners >= MIN_OWNERS and figures.jain < MIN_JAIN:
         found.append(f"Jain's index is {figures.jain:.3f}")
