@@ -102,6 +102,7 @@ def test_the_bar_of_a_job_that_waits_moves(open_page: OpenPage, unusual_job: Any
 def test_a_watched_painting_appears_whole_and_nothing_moves_then(open_page: OpenPage) -> None:
     page = open_page()
     submit_job(page, size=64, iterations=40)
+    expect(page.locator("#status")).not_to_have_text("Loading")  # until then the sample is shown
     page.evaluate(WATCH_DIVIDER)
     expect_end(page)
     expect(page.locator("#stage")).not_to_have_attribute("aria-busy", "true")
