@@ -1,5 +1,5 @@
-// The texts of the page in English, by key. {name} is replaced by a value. Titles of samples,
-// descriptions of parameters and most errors are not here: the service words them in English.
+// The texts of the page in English, by key. {name} is replaced by a value. Descriptions of
+// parameters and most errors are not here: the service words them in English.
 
 export default {
   skip: "Skip to content",
@@ -42,6 +42,16 @@ export default {
   cannotBeRead: "It cannot be read. Is it a folder, or was it changed?",
   notAFile: "That is not an image file. Save the picture first, then drop it here.",
   tooLargeToSave: "This browser cannot save a picture of this size.",
+  "sample.harbor": "Harbor",
+  "sample.pears": "Pears",
+  "sample.strokes": "Brush strokes",
+  "sample.watercolor": "Watercolor",
+  "sample.woodcut": "Woodcut",
+  "sample.points": "Points",
+  "sample.ink": "Ink",
+  "sample.glass": "Stained glass",
+  "sample.mosaic": "Mosaic",
+  "sample.marbling": "Marbling",
 
   styleTools: "More about the style",
   tryAll: "Try all",
