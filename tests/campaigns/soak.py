@@ -44,7 +44,7 @@ RETENTION_SHARE = 0.1  # of the run
 WARM_UP_SHARE = 0.3  # of the run, until the first records expire
 TIMEOUT_SECONDS = 300.0  # a job that has not ended then counts as lost
 PARAMETERS = kills.PARAMETERS[:2]
-CACHE_GB = "0.0005"  # of each process with a bucket: full before the warm-up ends
+CACHE_GB = "0.0001"  # of each process with a bucket: full before the warm-up ends
 
 # Allowed growth from the first third after the warm-up to the last: a share, plus a constant.
 BOUNDS: dict[str, tuple[float, float]] = {
