@@ -9,7 +9,8 @@ without bundles. The order is that of the imports; nothing else in the code chan
 
 It understands this part of the language, which the modules of the page keep to:
 
-- A line that begins with `//` is a comment, also in a template; it is left out. So is indentation.
+- A line that begins with `//` is a comment, and so is the end of a line after two spaces and `// `,
+  also in a string or template; they are left out. So is indentation.
 - An import or export begins its line. An import is `import { a, b as c } from "./x.js";`,
   `import * as x from "./x.js";`, `import x from "./x.js";` or `import "./x.js";`.
 - Exported are `const`, `function` and `class`, the list `export { a, b as c };`, and
@@ -24,7 +25,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import cache
 
-_COMMENT_LINE = re.compile(r"^[ \t]*//.*\n?", re.MULTILINE)
+_COMMENT = re.compile(r"^[ \t]*//.*\n?|  // .*$", re.MULTILINE)
 _INDENTATION = re.compile(r"^[ \t]+", re.MULTILINE)
 _NAME = r"[A-Za-z_$][\w$]*"
 _IMPORT = re.compile(
@@ -129,7 +130,7 @@ def _parse(name: str, source: str) -> _Module:
         exports["default"] = "$default"
         return "const $default = "
 
-    code = _COMMENT_LINE.sub("", source)
+    code = _COMMENT.sub("", source)
     code = _IMPORT.sub(take_import, code)
     code = _EXPORTED_LIST.sub(take_list, code)
     code = _EXPORTED_DECLARATION.sub(take_declaration, code)

@@ -95,6 +95,13 @@ class Mask {
     assert "explained" not in bundle({"app.js": code}, "app.js")
 
 
+def test_comments_at_the_end_of_a_line_are_left_out_and_addresses_are_not() -> None:
+    code = 'const a = 1;  // one\nconst address = "https://a.test// b";\n'
+    text = bundle({"app.js": code}, "app.js")
+    assert "const a = 1;\n" in text
+    assert 'const address = "https://a.test// b";' in text
+
+
 @pytest.mark.parametrize(
     ("code", "message"),
     [
