@@ -15,12 +15,13 @@ import { followJob, hasEnded, hasExpiredImages, newestPicture } from "./job-stre
 import { closeLayer, openLayer } from "./layers.js";
 import { fetchCopy, TILE_PX } from "./picture.js";
 import { create, retry } from "./retry.js";
-import { form } from "./schema.js";
+import { form, toRequest } from "./schema.js";
 import { describeError, formatDate, formatDuration, formatNumber, formatPercent, t } from "./text.js";
 import { showToast } from "./toast.js";
 import { noteChange } from "./touch.js";
 
 const PREVIEW_TIMEOUT_SECONDS = 60;
+const MIN_KEPT_PX = 512;  // of a run that is finished early, if the painting has as much
 
 export class JobView {
   // onReuse(job, kind): opens the editor with the job, or with its result as "photo" or "style".
@@ -128,7 +129,7 @@ export class JobView {
   #clear(id) {
     // picture: the name of the image that is shown. announced: the last text for screen readers.
     Object.assign(this, { id, job: null, picture: null, announced: null, isSpecLocked: false });
-    this.previewSize = null;
+    this.scales = null;  // of the run, as the service plans it
     for (const image of byId("job-styles").children) hideBlob(image);
     this.chart.open(id);
     this.showError();
@@ -221,7 +222,7 @@ export class JobView {
     setVisible("running-controls", !isOver);
     byId("cancel").disabled = job.cancel_requested;
     byId("stop").disabled = job.cancel_requested || !hasPicture;
-    this.#showStopSize();
+    this.#showStopSize(job, hasPicture && !isOver);
     const canNotify = "Notification" in window && isSecureContext && Notification.permission !== "denied";
     setVisible("notify", canNotify && !isOver);
     byId("notify").ariaPressed = this.notifyId === job.id;
@@ -242,13 +243,18 @@ export class JobView {
     setVisible("strength-control", canUpdate);
   }
 
-  // Says which size the user gets by finishing now: that of the preview.
-  #showStopSize() {
-    const { job, previewSize } = this, { size } = job.input.spec;
-    setVisible("stop-hint", previewSize && !byId("stop").disabled);
-    if (!previewSize) return;
-    const key = isFullSize(previewSize, size) ? "stopFullSize" : "stopSize";
-    setText("stop-hint", t(key, { ...previewSize, full: t("sizePx", { size }) }));
+  // Says which size the user gets by finishing now: that of the current scale, or of the first one
+  // that is large enough.
+  async #showStopSize(job, isShown) {
+    setVisible("stop-hint", isShown);
+    if (!isShown) return;
+    this.scales ??= sendForJson("POST", "v1/estimate", toRequest(job.input)).catch(() => null);
+    const { scales } = await this.scales ?? {}, current = this.job?.progress?.scale;
+    if (!scales || !current) return setText("stop-hint", "");
+    const last = scales.at(-1), isKept = ({ width, height }) => Math.max(width, height) >= MIN_KEPT_PX;
+    const size = scales.slice(current - 1).find(isKept) ?? last;
+    const key = size === last ? "stopFullSize" : "stopSize";
+    setText("stop-hint", t(key, { ...size, full: t("pixels", last) }));
   }
 
   // Downloads one picture at a time. When it is shown, the newest is next, if that is another.
@@ -292,9 +298,6 @@ export class JobView {
       if (signal.aborted || !blob) return Boolean(this.job.links.result);
       await this.viewer.showPainting(blob, t("pictureSoFar"), { isFinal: false });
       signal.throwIfAborted();
-      const { naturalWidth: width, naturalHeight: height } = this.viewer.after;
-      this.previewSize = { width, height };
-      this.#showStopSize();
       this.onPreview(job, blob);
     }
     this.picture = name;

@@ -13,7 +13,11 @@ const FILE = /^web-[^/]+\/.*\.(?:js|css|svg|woff2)$/;
 const JOB_PAGE = /^j\/[^/]+$/;
 let sharedPicture = null;  // until the page asks for it
 
-self.addEventListener("install", (event) => event.waitUntil(install()));
+self.addEventListener("install", (event) => {
+  // Chromium drops what passes the worker of a page that is being left.
+  event.addRoutes?.({ condition: { requestMethod: "DELETE" }, source: "network" });
+  event.waitUntil(install());
+});
 
 async function install() {
   const cache = await caches.open(CACHE);

@@ -45,7 +45,7 @@ export class StyleWeights extends EventTarget {
       this.dispatchEvent(new Event("change"));
     });
     const label = createElement("label", { htmlFor: id },
-      createElement("span", { textContent: picture.name }),
+      createElement("span", { textContent: picture.title }),
       createElement("output", { htmlFor: id }));
     return createElement("div", { className: "parameter" }, label, input);
   }

@@ -331,6 +331,7 @@ export class SubmitView {
     if (!photo || !styles.length) return;
     this.#choose(photo, styles, draft.isMixing, styles.map(({ weight }) => weight / 100));
     this.initImage = draft.initImage;
+    this.isInUse = true;
     const { spec, ...options } = draft.changes;
     this.parameters.setSpec(spec);
     this.parameters.setOptions(options);

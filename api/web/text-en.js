@@ -55,7 +55,7 @@ export default {
 
   styleTools: "More about the style",
   tryAll: "Try all",
-  tryAllHint: "A small draft of your photo in every style",
+  tryAllHint: "A small draft of your photo in each of the first 8 styles",
   mixStyles: "Blend",
   mixStylesHint: "Choose several styles and mix them",
   mask: "Mask",

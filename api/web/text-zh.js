@@ -65,7 +65,7 @@ export default {
 
   styleTools: "更多画风选项",
   tryAll: "试遍所有画风",
-  tryAllHint: "用每种画风各画一张小草稿",
+  tryAllHint: "用前 8 种画风各画一张小草稿",
   mixStyles: "混合画风",
   mixStylesHint: "选几种画风混在一起",
   mask: "蒙版",

@@ -57,7 +57,7 @@ export class Viewer {
     this.photoSource = source;
     if (width) this.ratio = width / height;
     this.#load(this.before, source, alt).then(() => {
-      if (this.photoSource === source && !this.result) this.#setRatio(this.before);
+      if (this.photoSource === source && !this.isFinal) this.#setRatio(this.before);
     });
     this.render();
   }
@@ -65,7 +65,7 @@ export class Viewer {
   // Shows a painting or a preview over the photo: a blob or an address. isFinal: it has the right
   // shape; a preview has the shape of the photo, apart from rounding.
   async showPainting(source, alt, { isFinal = true } = {}) {
-    this.result = source;
+    Object.assign(this, { result: source, isFinal });
     await this.#load(this.after, source, alt);
     if (this.result !== source) return;
     if (isFinal || !this.hasPhoto) this.#setRatio(this.after);
@@ -73,8 +73,7 @@ export class Viewer {
   }
 
   removePainting() {
-    this.result = null;
-    this.isTouched = false;
+    Object.assign(this, { result: null, isFinal: false, isTouched: false });
     this.blend.value = 100;
     this.showOriginal(false);
     this.#hide(this.after);

@@ -14,7 +14,7 @@ from typing import Any
 import httpx2
 import pytest
 from api_process import ApiProcess
-from page_actions import TIMEOUT_MS, expect, needs_chromium
+from page_actions import TIMEOUT_MS, expect, needs_chromium, tile_of
 from PIL import Image
 
 pytestmark = [pytest.mark.e2e, needs_chromium]
@@ -342,3 +342,19 @@ def test_without_a_worker_a_share_opens_the_page(api: ApiProcess) -> None:
     answer = httpx2.post(f"{api.url}/share", files={"picture": b"x"}, follow_redirects=False)
 
     assert (answer.status_code, answer.headers["location"]) == (303, "/")
+
+
+def test_a_deletion_is_not_lost_with_a_page_that_the_worker_controls(
+    open_installed: Open, shared_service: Any, image_files: dict[str, Path], until: Any
+) -> None:
+    client = shared_service.client
+    job = client.submit(image_files["rotated.jpg"], [image_files["painting.png"]], size=64)
+    page = open_installed(shared_service.url)
+    page.reload()
+    assert page.evaluate("Boolean(navigator.serviceWorker.controller)")
+    tile = tile_of(page, job.id)
+    tile.hover()
+    tile.locator(".remove").click()
+    expect(page.locator("#toast")).to_contain_text("deleted")
+    page.reload()
+    until(lambda: job.id not in [one.id for one in client.jobs()], "it is deleted")

@@ -284,3 +284,21 @@ def test_drafts_in_all_styles_are_shown_again_until_something_changes(
     assert len(batches) == 2, "one is missing, so all are painted again"
     for batch in batches:
         client.delete_batch(batch["id"])
+
+
+def test_a_preview_that_comes_while_its_photo_is_decoded_has_the_right_shape(
+    open_page: OpenPage,
+) -> None:
+    page = open_page()
+    expect(painting_of(page)).to_have_js_property("complete", True)
+    show_both = """async () => {
+        const { src } = document.querySelector("script[type=module]");
+        const { Viewer } = await import(new URL("viewer.js", src));
+        const viewer = new Viewer(), canvas = new OffscreenCanvas(72, 96);
+        canvas.getContext("2d");
+        const photo = await canvas.convertToBlob(), preview = await canvas.convertToBlob();
+        viewer.showPhoto(photo, "");
+        await viewer.showPainting(preview, "", { isFinal: false });
+        return viewer.ratio;
+    }"""
+    assert page.evaluate(show_both) == 0.75
