@@ -1,6 +1,7 @@
-"""Measures the memory of the page in Chromium, as on a phone: 375 px, three pixels for each.
+"""Measures the memory and the first load of the page in Chromium, as on a phone of 375 px.
 
     python bench/page.py [--slowdown 4] picture [--megapixels 40] [--whole] | history [--jobs 10000]
+    python bench/page.py [--slowdown 4] load [--rounds 5]
 
 Starts its own Valkey and `python -m api`. Each command prints one table (bench/README.md).
 """
@@ -144,6 +145,46 @@ def _phone(slowdown: int) -> Iterator[Phone]:
         click.echo(_HEADER)
         yield Phone(chromium, running, slowdown)
         chromium.close()
+
+
+_WATCH_SHIFTS = """window.shifts = 0;
+new PerformanceObserver((list) => {
+  for (const { hadRecentInput, value } of list.getEntries()) if (!hadRecentInput) shifts += value;
+}).observe({ type: "layout-shift", buffered: true });"""
+# Milliseconds since the navigation began.
+_FIRST_PAINT = "() => performance.getEntriesByName('first-contentful-paint')[0]?.startTime"
+_USABLE = """() => document.querySelector("#presets button")
+  && document.querySelector("#submit-job").checkVisibility() && performance.now()"""
+_PAINTED = "() => document.querySelector('#stage img.after').naturalWidth && performance.now()"
+
+
+@main.command()
+@click.option("--rounds", default=5, show_default=True)
+@click.option("--mbit", default=1.6, show_default=True, help="Of the connection, per second.")
+@click.option("--latency-ms", default=150, show_default=True)
+@click.pass_obj
+def load(slowdown: int, rounds: int, mbit: float, latency_ms: int) -> None:
+    """The first load on a slow connection, with nothing in the cache."""
+    click.echo(f"| {mbit} Mbit/s, {latency_ms} ms | first paint | usable | painted | shifts |")
+    click.echo("|---|---|---|---|---|")
+    speed = mbit * 1e6 / 8
+    network = {"offline": False, "downloadThroughput": speed, "uploadThroughput": speed}
+    with api.service() as running, sync_playwright() as driver:
+        for number in range(rounds):
+            chromium = driver.chromium.launch(
+                executable_path=shutil.which("chromium"), args=["--no-sandbox"]
+            )
+            phone = Phone(chromium, running, slowdown)
+            devtools = phone.page.context.new_cdp_session(phone.page)
+            devtools.send("Network.enable")
+            devtools.send("Network.emulateNetworkConditions", {**network, "latency": latency_ms})
+            phone.page.add_init_script(_WATCH_SHIFTS)
+            phone.page.goto("/", wait_until="commit")
+            steps = (_FIRST_PAINT, _USABLE, _PAINTED)
+            times = [phone.page.wait_for_function(step).json_value() / 1e3 for step in steps]
+            cells = " | ".join(f"{seconds:.2f} s" for seconds in times)
+            click.echo(f"| {number + 1} | {cells} | {phone.page.evaluate('shifts'):.3f} |")
+            chromium.close()
 
 
 @main.command()
