@@ -186,7 +186,8 @@ export class SubmitView {
   }
 
   async submit() {
-    if (this.sending || !this.isLoaded) return;
+    await this.load();
+    if (this.sending) return;
     if (isKeyMissing()) byId("key").focus();  // then the submission goes on by itself
     const { signal } = this.sending = new AbortController();
     this.showSending();
@@ -290,12 +291,15 @@ export class SubmitView {
     this.saving ??= setTimeout(() => this.flush(), SAVE_MS);
   }
 
-  // Saves now what waits to be saved.
+  // Saves now what waits to be saved, and resolves when all is saved.
   async flush() {
-    if (!this.saving) return;
-    clearTimeout(this.saving);
-    this.saving = null;
-    await this.#saveNow();
+    if (this.saving) {
+      clearTimeout(this.saving);
+      this.saving = null;
+      this.saved = this.#saveNow();
+    }
+    await this.saved;
+    if (this.saving) await this.flush();
   }
 
   async #saveNow() {
