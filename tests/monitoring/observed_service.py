@@ -3,6 +3,7 @@
 import gzip
 import shutil
 import threading
+import time
 from dataclasses import dataclass
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
@@ -105,7 +106,13 @@ class Service:
     collector: Collector
 
     def scrape(self, url: str, accept: str = "text/plain") -> str:
-        return httpx2.get(f"{url}/metrics", headers={"Accept": accept}, trust_env=False).text
+        """Return the metrics; without the store's only if it answers late again and again."""
+        for _ in range(10):
+            text = httpx2.get(f"{url}/metrics", headers={"Accept": accept}, trust_env=False).text
+            if "impasto_attempts" in text:
+                break
+            time.sleep(0.5)
+        return text
 
 
 def is_up(url: str) -> bool:
