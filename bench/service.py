@@ -1,6 +1,6 @@
 """Measures what the service costs: checkpoints, frames, submission to start, cancellation.
 
-    python bench/service.py checkpoint | frames | cancel | start | first
+    python bench/service.py checkpoint | frames | cancel | start | first | decode
 
 Each command prints one table (bench/README.md).
 """
@@ -23,6 +23,7 @@ from bench import api
 from bench.optimize import SAMPLES, pair
 from cli.local_service import LocalService, free_port
 from core.config import Settings
+from core.images.decoder import SandboxedDecoder
 from core.jobs.models import JobInput, new_job_id
 from core.jobs.store import LeaseStatus
 from core.neural.transfer.planner import NOMINAL_THROUGHPUT, Planner
@@ -286,6 +287,30 @@ def first(size: int, photo_px: int, rounds: int) -> None:
             click.echo(f"| {number + 1} | {' | '.join(cells)} |")
             client.post(job["links"]["cancel"])
             _wait_until(client, job, lambda job: job["status"] == "canceled")
+
+
+@main.command()
+@click.option("--photo-px", default=4000, show_default=True, help="Long side of the photo.")
+@click.option("--size", default=512, show_default=True, help="Of the job, in px.")
+@click.option("--rounds", default=8, show_default=True)
+def decode(photo_px: int, size: int, rounds: int) -> None:
+    """Seconds until a worker has the pixels of a JPEG: whole, and as large as the job needs it."""
+    with Image.open(SAMPLES / "harbor.jpg") as sample:
+        factor = photo_px / max(sample.size)
+        photo = sample.resize((round(sample.width * factor), round(sample.height * factor)))
+    click.echo("| JPEG | whole | reduced |\n|---|---|---|")
+    for name, progressive in (("baseline", False), ("progressive", True)):
+        file = io.BytesIO()
+        photo.save(file, "JPEG", quality=90, progressive=progressive)
+        times: dict[int | None, list[float]] = {None: [], 2 * size: []}
+        with SandboxedDecoder() as decoder:
+            decoder.decode(file.getvalue(), inspected=True)
+            for min_side_px in [*times] * rounds:
+                started_at = time.perf_counter()
+                decoder.decode(file.getvalue(), inspected=True, min_side_px=min_side_px)
+                times[min_side_px].append(time.perf_counter() - started_at)
+        cells = [f"{statistics.median(one):.3f} s" for one in times.values()]
+        click.echo(f"| {name} | {' | '.join(cells)} |")
 
 
 def _fetch(client: httpx2.Client, path: str) -> Image.Image:

@@ -132,8 +132,8 @@ class JobInput(_Record):
         background = self.spec.get("background", "auto")
         transparency = self.spec.get("transparency", "flatten")
         keep_alpha = transparency == "keep"
-        # A larger picture only takes time and memory. Half of the pixels are spare, so that what is
-        # reduced twice looks the same.
+        # A larger picture only takes time and memory. Each side stays twice as long as
+        # needed, so that what is reduced twice looks the same.
         photo_px = 2 * self.spec.get("size", MAX_SIZE_PX)
         painting_px = round(photo_px * max(1, self.spec.get("style_scale", 1)))
 
