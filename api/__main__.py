@@ -17,6 +17,14 @@ from core import errors
 from core.config import Settings, read_settings
 from core.log import configure_logging
 
+# The event loop accepts one connection per listening socket in each of its rounds, and a round
+# takes long while there is much to do. So many sockets share the port; otherwise a crowd of new
+# clients waits in the kernel until it gives up.
+LISTENERS = 16
+# For so long a thread may run while another one waits to. With Python's 5 ms, threads that compute
+# answers hardly get on beside a busy event loop, and delay it.
+SWITCH_SECONDS = 0.001
+
 
 def main() -> None:
     """Read the settings, then run uvicorn. Exits with 2 if a setting or the store is unusable."""
@@ -45,8 +53,16 @@ def main() -> None:
         timeout_graceful_shutdown=10,
     )
     _tune_garbage_collector()
+    sys.setswitchinterval(SWITCH_SECONDS)
     with suppress(KeyboardInterrupt):
-        Server(config, app.state.job_feed).run()
+        Server(config, app.state.job_feed).run(listen(config))
+
+
+def listen(config: uvicorn.Config) -> list[socket.socket]:
+    """Return the sockets of the configured address. Exits with 3 if it is in use."""
+    listener = config.bind_socket()
+    listener.set_inheritable(False)  # a child must not keep the port
+    return [listener, *(listener.dup() for _ in range(LISTENERS - 1))]
 
 
 class Server(uvicorn.Server):
