@@ -25,7 +25,7 @@ from api.middleware.admission import Admission
 from api.middleware.auth import ApiKeyCache, Authentication
 from api.middleware.head import HeadRequests
 from api.middleware.host_guard import HostGuard
-from api.middleware.read_admission import ReadAdmission
+from api.middleware.read_admission import ReadAdmission, create_read_queue
 from api.middleware.reverse_proxy import ReverseProxy
 from api.middleware.security_headers import SecurityHeaders
 from api.middleware.tracing import Tracing
@@ -191,7 +191,8 @@ def _add_middleware(
     """Add all middleware, from the inside out."""
     app.add_middleware(HeadRequests)
     app.add_middleware(Admission, decoders=decoders, max_wait_seconds=own.max_wait_seconds)
-    app.add_middleware(ReadAdmission, max_wait_seconds=own.max_wait_seconds)
+    reads = create_read_queue(own.max_wait_seconds)
+    app.add_middleware(ReadAdmission, queue=reads)
     app.add_middleware(authenticate)
     names = host_guard.resolve_host_names(own.host, own.allowed_hosts)
     app.add_middleware(HostGuard, names=names, origins=own.cors_origins)
@@ -213,6 +214,7 @@ def _add_middleware(
         FastPath,
         guard=HostGuard(app, names, own.cors_origins),
         authentication=authenticate(app),
+        reads=reads,
         # As the CORS middleware adds it to the response to a request without an origin.
         headers=[(b"vary", b"Origin")] if own.cors_origins else [],
     )

@@ -23,6 +23,9 @@ from core import errors
 WAIT_SECONDS = 30.0
 MAX_WAITING = 512
 MAX_WAITING_PER_CALLER = 64
+MEASURE_SECONDS = 0.25
+_FIRST_INTERVAL_SECONDS = 0.01  # before anything has been measured
+_SMOOTHING = 0.3  # weight of the newest measurement
 
 
 @dataclass(frozen=True)
@@ -42,7 +45,7 @@ class FairQueue:
     """Slots that callers hold in fair turns. For one event loop.
 
     A request that waits occupies no thread. If it is canceled, or its client disconnects, it leaves
-    its place.
+    its place. One whose turn is not expected in time is refused at once, which costs the least.
     """
 
     def __init__(
@@ -64,6 +67,7 @@ class FairQueue:
         self._running: Counter[str] = Counter()
         # By caller; the one that has been without a slot for longest comes first.
         self._waiting: dict[str, deque[Event]] = {}
+        self._pace = Pace(self, _FIRST_INTERVAL_SECONDS)
 
     @asynccontextmanager
     async def turn(self, waiter: Waiter) -> AsyncIterator[None]:
@@ -113,17 +117,39 @@ class FairQueue:
         self._leave(waiter.caller, turn)
         raise ClientDisconnect if is_disconnected else self._too_many()
 
-    def _join(self, caller: str) -> Event:
-        """Enter the waiting room. Raises RetryLater, Unavailable."""
+    @property
+    def is_crowded(self) -> bool:
+        """Whether requests wait."""
+        return bool(self._waiting)
+
+    def find_refusal(self, caller: str) -> errors.RetryLater | None:
+        """Return why a new request of the caller gets no place, or None."""
         if len(self._waiting.get(caller, ())) >= self._max_waiting_per_caller:
-            raise errors.RetryLater(
+            return errors.RetryLater(
                 f"Too many of your {self._things} are waiting; try again in a few seconds."
             )
-        if sum(map(len, self._waiting.values())) >= self._max_waiting:
-            raise self._too_many()
+        is_full = sum(map(len, self._waiting.values())) >= self._max_waiting
+        if is_full or self._expect_wait(caller) > self._wait_seconds:
+            return self._too_many()
+        return None
+
+    def _join(self, caller: str) -> Event:
+        """Enter the waiting room. Raises RetryLater, Unavailable."""
+        refusal = self.find_refusal(caller)
+        if refusal is not None:
+            raise refusal
         turn = Event()
         self._waiting.setdefault(caller, deque()).append(turn)
         return turn
+
+    def _expect_wait(self, caller: str) -> float:
+        """Seconds until a new request of the caller gets its turn, as far as that is known."""
+        self._pace.measure(is_busy=not self._free)
+        if self._free:
+            return 0.0
+        own = len(self._waiting.get(caller, ()))
+        ahead = sum(min(len(turns), own + 1) for turns in self._waiting.values())
+        return ahead * self._pace.interval_seconds
 
     def _too_many(self) -> errors.Unavailable:
         return errors.Unavailable(
@@ -146,6 +172,7 @@ class FairQueue:
             turn.set()
 
     def _end_turn(self, caller: str) -> None:
+        self._pace.measure(is_busy=not self._free)
         self._free += 1
         self.ended += 1
         self._running[caller] -= 1
@@ -166,3 +193,26 @@ class FairQueue:
         self._waiting[caller].remove(turn)
         if not self._waiting[caller]:
             del self._waiting[caller]
+
+
+class Pace:
+    """The seconds between two turns of a queue while there is work for all slots."""
+
+    def __init__(self, queue: FairQueue, interval_seconds: float) -> None:
+        """interval_seconds: until something has been measured."""
+        self.interval_seconds = interval_seconds
+        self._queue = queue
+        self._since: float | None = None  # None: there is too little work
+        self._ended = 0
+
+    def measure(self, *, is_busy: bool) -> None:
+        """Take note of the turns that have ended. is_busy: whether all slots have work."""
+        now = time.monotonic()
+        if self._since is not None and now - self._since >= MEASURE_SECONDS:
+            newest = (now - self._since) / max(1, self._queue.ended - self._ended)
+            self.interval_seconds += _SMOOTHING * (newest - self.interval_seconds)
+            self._since = None
+        if not is_busy:
+            self._since = None
+        elif self._since is None:
+            self._since, self._ended = now, self._queue.ended

@@ -3,7 +3,8 @@
 These are GET of a job, its events and its result, as most clients send them: without a query, a
 preference, a range or an origin. A request passes the same host check, authentication and limits,
 and its answer has the same headers, log line and metrics as on the usual way. What is refused,
-missing or fails is answered on the usual way. A test compares both ways.
+missing or fails is answered on the usual way. But reads that the admission control refuses are
+refused here: under overload they are the most frequent ones. A test compares both ways.
 """
 
 import re
@@ -13,14 +14,17 @@ from contextlib import suppress
 
 from starlette.types import ASGIApp, Receive, Scope, Send
 
+from api.fair_queue import FairQueue
 from api.http import etag
 from api.http.image_response import PictureFile
+from api.http.problems import problem
 from api.http.root_path import service_path
 from api.http.shared_response import SharedResponse
 from api.middleware import tracing as tracing_middleware
 from api.middleware.access_log import choose_request_id, log_request
 from api.middleware.auth import Authentication
 from api.middleware.host_guard import HostGuard
+from api.middleware.read_admission import is_read
 from api.middleware.security_headers import DATA_HEADERS
 from api.routes import job_events, job_status, jobs
 from api.routes.job_events import EventStream
@@ -39,27 +43,32 @@ class FastPath:
         app: ASGIApp,
         guard: HostGuard,
         authentication: Authentication,
+        reads: FairQueue,
         headers: Sequence[tuple[bytes, bytes]],
     ) -> None:
         """headers: of every response, beside the security headers."""
         self._app, self._guard, self._authentication = app, guard, authentication
-        self._headers = headers
+        self._headers, self._reads = headers, reads
         # Where traces are on, a request that belongs to one is traced.
         self._special = _SPECIAL | {tracing_middleware.HEADER} if tracing.is_enabled() else _SPECIAL
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Handle one request."""
         started = time.perf_counter()
-        match = None
-        if scope["type"] == "http" and scope["method"] == "GET" and not scope["query_string"]:
-            match = _PATH.fullmatch(service_path(scope))
-        if match is None or self._is_special(scope):
+        match, may_refuse = None, False
+        if scope["type"] == "http" and scope["method"] == "GET":
+            if not scope["query_string"]:
+                match = _PATH.fullmatch(service_path(scope))
+            may_refuse = match is None and self._reads.is_crowded and is_read(scope)
+        if (match is None and not may_refuse) or self._is_special(scope):
             await self._app(scope, receive, send)
             return
         new_id = choose_request_id(scope)
         token = request_id.set(new_id)
         try:
-            response = await self._respond(scope, *match.groups())
+            response = await (
+                self._respond(scope, *match.groups()) if match else self._refuse(scope)
+            )
             if response is not None:
                 answered = time.perf_counter()
                 try:
@@ -80,6 +89,17 @@ class FastPath:
         if not self._special.isdisjoint(name for name, _ in scope["headers"]):
             return True
         return self._guard.find_refusal(scope) is not None
+
+    async def _refuse(self, scope: Scope) -> SharedResponse | None:
+        """Return the refusal of a read; None where it may wait for its turn."""
+        with suppress(errors.ImpastoError):
+            await self._authentication.identify(scope, counts_failure=False)
+            refusal = self._reads.find_refusal(scope["state"]["caller"].queue_name)
+            if refusal is not None:
+                answer = problem(refusal)
+                headers = [*answer.raw_headers, *DATA_HEADERS]
+                return SharedResponse(answer.status_code, headers, bytes(answer.body))
+        return None
 
     async def _respond(
         self, scope: Scope, job_id: str, part: str | None

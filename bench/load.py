@@ -460,7 +460,11 @@ class _Load:
     def _cpu(self) -> dict[str, float]:
         """CPU seconds so far."""
         clients = resource.getrusage(resource.RUSAGE_CHILDREN)
-        return self._running.cpu_by_part() | {"clients": clients.ru_utime + clients.ru_stime}
+        return {
+            **self._running.cpu_by_part(),
+            "API": self._running.cpu_seconds(),  # also of threads that have ended
+            "clients": clients.ru_utime + clients.ru_stime,
+        }
 
 
 def _select(

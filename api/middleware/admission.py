@@ -9,14 +9,13 @@ of another caller count as can come before this one.
 Requests that change or cancel a job are never refused. Reads: read_admission.py.
 """
 
-import time
 from asyncio import TimerHandle, get_running_loop
 from collections import Counter
 
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from api import metrics
-from api.fair_queue import FairQueue
+from api.fair_queue import FairQueue, Pace
 from api.http.problems import problem
 from api.http.root_path import service_path
 from api.middleware.auth import Caller, classify_request
@@ -26,13 +25,11 @@ from core import errors
 PICTURES = 2  # of a usual submission: the photo and the painting
 # A body that takes longer to arrive does not count until it is complete: a slow line is no load.
 RECEIVE_SECONDS = 1.0
-MEASURE_SECONDS = 0.25
 MAX_RETRY_SECONDS = 30.0
 # A caller who is alone delays nobody else. Its burst of pictures, such as the page's for all
 # styles, may wait for so many times the bound.
 ALONE_FACTOR = 10
-_FIRST_INTERVAL_SECONDS = 0.05  # before anything has been measured
-_SMOOTHING = 0.3  # weight of the newest measurement
+_FIRST_INTERVAL_SECONDS = 0.05  # between two pictures, before anything has been measured
 _ESTIMATE = "/v1/estimate"  # waits for a worker, which is no load here
 
 
@@ -46,7 +43,7 @@ class Admission:
         """decoders: the queue that every submission's pictures pass."""
         self._app, self._decoders, self._max_wait_seconds = app, decoders, max_wait_seconds
         self._in_progress: Counter[str] = Counter()  # by caller
-        self._pace = _Pace(decoders)
+        self._pace = Pace(decoders, _FIRST_INTERVAL_SECONDS)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Handle one request."""
@@ -108,27 +105,6 @@ def _is_submission(scope: Scope) -> bool:
         return False
     path = service_path(scope)
     return path != _ESTIMATE and classify_request("POST", path) is RequestKind.SUBMISSION
-
-
-class _Pace:
-    """The seconds between two pictures while there is work for all decoders."""
-
-    def __init__(self, decoders: FairQueue) -> None:
-        self.interval_seconds = _FIRST_INTERVAL_SECONDS
-        self._decoders = decoders
-        self._since: float | None = None  # None: there is too little work
-        self._ended = 0
-
-    def measure(self, *, is_busy: bool) -> None:
-        now = time.monotonic()
-        if self._since is not None and now - self._since >= MEASURE_SECONDS:
-            newest = (now - self._since) / max(1, self._decoders.ended - self._ended)
-            self.interval_seconds += _SMOOTHING * (newest - self.interval_seconds)
-            self._since = None
-        if not is_busy:
-            self._since = None
-        elif self._since is None:
-            self._since, self._ended = now, self._decoders.ended
 
 
 class Submission:

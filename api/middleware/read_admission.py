@@ -2,8 +2,8 @@
 
 Without it, a crowd of such reads shares the processor and the threads of this process. Then all of
 them, and the event loop, are late, and the work for clients that give up is lost. So only a few run
-at once, callers take turns (api/fair_queue.py), and a read that waits too long is refused. Until
-then it has cost next to nothing.
+at once, callers take turns (api/fair_queue.py), and a read that would wait too long is refused. In
+a crowd, api/fast_path.py does that first, because most reads are refused then.
 
 The status, the events and the result of a job never wait here. Requests that come at once share one
 read of the store, so they cost hardly more than a refusal.
@@ -28,25 +28,29 @@ _PATHS = frozenset({"/v1/jobs", "/v1/system", "/v1/models"})
 _FOLDERS = ("/v1/batches/", "/v1/operator/")
 
 
+def create_read_queue(max_wait_seconds: float) -> FairQueue:
+    """Create the queue of this process's reads."""
+    return FairQueue(
+        "reads",
+        SLOTS,
+        wait_seconds=max_wait_seconds,
+        max_waiting=MAX_WAITING,
+        max_waiting_per_caller=MAX_WAITING_PER_CALLER,
+    )
+
+
 class ReadAdmission:
     """Answers 503 or 429 to reads beyond the capacity. For one event loop.
 
     Needs an identified caller.
     """
 
-    def __init__(self, app: ASGIApp, max_wait_seconds: float) -> None:
-        self._app = app
-        self._queue = FairQueue(
-            "reads",
-            SLOTS,
-            wait_seconds=max_wait_seconds,
-            max_waiting=MAX_WAITING,
-            max_waiting_per_caller=MAX_WAITING_PER_CALLER,
-        )
+    def __init__(self, app: ASGIApp, queue: FairQueue) -> None:
+        self._app, self._queue = app, queue
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Handle one request."""
-        if not _is_read(scope):
+        if not is_read(scope):
             await self._app(scope, receive, send)
             return
         caller: Caller = scope["state"]["caller"]
@@ -66,7 +70,7 @@ class ReadAdmission:
             await self._app(scope, receive, send_and_release)
 
 
-def _is_read(scope: Scope) -> bool:
+def is_read(scope: Scope) -> bool:
     """Whether a thread computes the answer of this GET."""
     if scope["type"] != "http" or scope["method"] not in ("GET", "HEAD"):
         return False

@@ -1,6 +1,7 @@
 """Turns of callers at scarce slots."""
 
 from collections.abc import Awaitable, Callable
+from types import SimpleNamespace
 
 import anyio
 import pytest
@@ -9,7 +10,8 @@ from anyio.abc import TaskGroup, TaskStatus
 from starlette.requests import ClientDisconnect
 from starlette.types import Message
 
-from api.fair_queue import FairQueue, Waiter
+from api import fair_queue
+from api.fair_queue import FairQueue, Pace, Waiter
 from core import errors
 
 
@@ -222,3 +224,52 @@ def test_a_slot_is_free_again_after_an_error() -> None:
         await crowd.finish_all()
 
     assert play(queue, scene).order == ["b0"]
+
+
+def test_a_request_whose_turn_is_not_expected_in_time_is_refused_at_once() -> None:
+    async def scene(crowd: Crowd) -> None:
+        await crowd.ask("a0", "a1", "a2", "b0")  # each waits for the turns before its own
+        assert crowd.failed == {}
+        await crowd.ask("a3", "b1")
+        assert sorted(crowd.failed) == ["a3", "b1"]
+        await crowd.ask("c0")  # its turn comes before the second ones of the others
+        await crowd.finish_all()
+
+    queue = FairQueue("pictures", 1, wait_seconds=25)
+    queue._pace.interval_seconds = 10.0
+    crowd = play(queue, scene)
+    assert sorted(crowd.order) == ["a0", "a1", "a2", "b0", "c0"]
+    assert all(isinstance(error, errors.Unavailable) for error in crowd.failed.values())
+
+
+def test_the_pace_is_measured_while_all_slots_have_work(monkeypatch: pytest.MonkeyPatch) -> None:
+    now = 0.0
+    monkeypatch.setattr(fair_queue, "time", SimpleNamespace(monotonic=lambda: now))
+    queue = FairQueue("pictures", 2)
+    pace = Pace(queue, 0.05)
+    for is_busy, seconds, ended in [(True, 10, 5), (False, 1000, 0), (True, 10, 5)]:
+        pace.measure(is_busy=is_busy)
+        now += seconds
+        queue.ended += ended
+    pace.measure(is_busy=True)
+
+    expected = 0.05  # twice 2 s for a picture; the idle time does not count
+    for _ in range(2):
+        expected += fair_queue._SMOOTHING * (2.0 - expected)
+    assert pace.interval_seconds == pytest.approx(expected)
+
+
+def test_a_queue_measures_its_pace(monkeypatch: pytest.MonkeyPatch) -> None:
+    now = 0.0
+    monkeypatch.setattr(fair_queue, "time", SimpleNamespace(monotonic=lambda: now))
+
+    async def scene(crowd: Crowd) -> None:
+        nonlocal now
+        await crowd.ask(*(f"a{number}" for number in range(20)))
+        for number in range(20):
+            now += 5
+            await crowd.finish(f"a{number}")
+
+    queue = FairQueue("pictures", 1)
+    play(queue, scene)
+    assert queue._pace.interval_seconds == pytest.approx(5, rel=0.1)

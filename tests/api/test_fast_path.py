@@ -13,8 +13,11 @@ from starlette.testclient import TestClient
 
 from api import fast_path, metrics
 from api.app import create_app
+from api.fair_queue import FairQueue
 from api.fast_path import FastPath
+from api.http import problems
 from api.settings import ApiSettings
+from core import errors
 from core.auth.api_keys import ApiKeyStore
 from core.config import Settings
 from core.images import codec
@@ -191,6 +194,54 @@ def test_both_ways_give_the_same_answers_log_lines_and_metrics(
     monkeypatch.setattr(fast_path, "_PATH", re.compile("(?!)"))
     usual = _measure(client, requests, caplog)
     assert answered == []
+    for one, other_one in zip(fast, usual, strict=True):
+        assert one == other_one
+
+
+@pytest.mark.parametrize("code", ["unavailable", "retry_later"])
+@pytest.mark.parametrize("settings", [{}, {"keys": "required"}], ids=str)
+def test_both_ways_refuse_reads_in_the_same_way(
+    settings: dict[str, Any],
+    code: str,
+    valkey: Any,
+    tmp_path: Path,
+    connect: Callable[..., TestClient],
+    secret: tuple[str, str],
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    shared = Settings(redis_url=valkey.url, data_dir=tmp_path)
+    client = connect(create_app(shared, ApiSettings(**settings)))
+    error = {"unavailable": errors.Unavailable, "retry_later": errors.RetryLater}[code]
+    monkeypatch.setattr(FairQueue, "is_crowded", True)
+    monkeypatch.setattr(FairQueue, "find_refusal", lambda *_: error("Come again."))
+    requests: Requests = [
+        *(("GET", path, []) for path in ("/v1/jobs", "/v1/jobs?limit=5", "/v1/system", "/livez")),
+        ("HEAD", "/v1/jobs", []),
+        ("GET", "/v1/jobs", [("Host", "evil.example")]),
+        ("GET", "/v1/jobs", [("Authorization", "Bearer x")]),
+        ("GET", "/v1/operator/queue", []),
+        ("GET", "/v1/jobs?limit=x", [("X-Request-Id", "abc")]),
+    ]
+    if settings:
+        client.headers["Authorization"] = f"Bearer {secret[1]}"
+    refused: list[bool] = []
+    refuse = FastPath._refuse
+
+    async def spy(self: FastPath, *args: Any) -> Any:
+        response = await refuse(self, *args)
+        refused.append(response is not None)
+        return response
+
+    monkeypatch.setattr(FastPath, "_refuse", spy)
+    fast = _measure(client, requests, caplog)
+
+    assert refused.count(True) >= 4
+    assert {one[3] for one in fast} >= {problems.STATUS[error], 200}
+    refused.clear()
+    monkeypatch.setattr(fast_path, "is_read", lambda _: False)
+    usual = _measure(client, requests, caplog)
+    assert refused == []
     for one, other_one in zip(fast, usual, strict=True):
         assert one == other_one
 

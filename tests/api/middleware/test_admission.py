@@ -148,23 +148,6 @@ def test_a_body_on_a_slow_line_is_no_load(
     assert anyio.run(run) == [counted, 0]
 
 
-def test_the_pace_is_measured_while_all_decoders_have_work(monkeypatch: pytest.MonkeyPatch) -> None:
-    now = 0.0
-    monkeypatch.setattr(admission.time, "monotonic", lambda: now)
-    decoders = FairQueue("pictures", 2)
-    pace = admission._Pace(decoders)
-    for is_busy, seconds, ended in [(True, 10, 5), (False, 1000, 0), (True, 10, 5)]:
-        pace.measure(is_busy=is_busy)
-        now += seconds
-        decoders.ended += ended
-    pace.measure(is_busy=True)
-
-    expected = 0.05  # twice 2 s for a picture; the idle time does not count
-    for _ in range(2):
-        expected += admission._SMOOTHING * (2.0 - expected)
-    assert pace.interval_seconds == pytest.approx(expected)
-
-
 def test_the_refusal_says_when_to_come_again(
     client: TestClient, submit: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -9,7 +9,12 @@ from starlette.types import Receive, Scope, Send
 
 from api.middleware import read_admission
 from api.middleware.auth import Caller
-from api.middleware.read_admission import MAX_WAITING_PER_CALLER, SLOTS, ReadAdmission
+from api.middleware.read_admission import (
+    MAX_WAITING_PER_CALLER,
+    SLOTS,
+    ReadAdmission,
+    create_read_queue,
+)
 
 PATH = "/v1/jobs"
 
@@ -19,7 +24,7 @@ class Service:
 
     def __init__(self, max_wait_seconds: float = 30.0) -> None:
         self.may_answer, self.may_end = anyio.Event(), anyio.Event()
-        self.admission = ReadAdmission(self._app, max_wait_seconds)
+        self.admission = ReadAdmission(self._app, create_read_queue(max_wait_seconds))
         self.running: list[str] = []
         self.statuses: list[tuple[str, int]] = []
 
