@@ -13,7 +13,7 @@ from redis.exceptions import ResponseError
 from core import errors
 from core.jobs import store
 from core.jobs.models import Job
-from core.jobs.serialization import parse_job, parse_rank
+from core.jobs.serialization import parse_row
 from core.jobs.store import OnCall
 from core.redis_client import PREFIX, CircuitBreaker, close_async, connect_async
 
@@ -45,7 +45,7 @@ class JobReader:
         with _CircuitBreaker():
             rows = await self._call("read_changed", args)
         return {
-            job_id: _parse_row(known[job_id], row) for job_id, row in zip(known, rows, strict=True)
+            job_id: parse_row(known[job_id], row) for job_id, row in zip(known, rows, strict=True)
         }
 
     async def watch_changes(self) -> AsyncIterator[str]:
@@ -101,16 +101,3 @@ class _CircuitBreaker(CircuitBreaker):
         if isinstance(error, RuntimeError):
             raise errors.StoreUnavailable() from error
         super().__exit__(kind, error, trace)
-
-
-def _parse_row(known: Job | None, row: list[Any]) -> Job | None:
-    """Parse one row: empty (no job), the rank alone (same version as `known`), or all fields."""
-    if not row:
-        return None
-    if len(row) > 1:
-        return parse_job(dict(zip(row[::2], row[1::2], strict=True)))
-    assert known is not None, "the store returns the rank alone only for a known version"
-    queue = parse_rank(row[0])
-    if queue == known.queue:
-        return known
-    return known.model_copy(update={"queue": queue})

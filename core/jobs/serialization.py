@@ -148,6 +148,21 @@ def parse_job(fields: dict[str, Any]) -> Job | None:
         return None
 
 
+def parse_row(known: Job | None, row: list[Any]) -> Job | None:
+    """Parse a row of the Lua function `read_changed`.
+
+    It is empty (no job), the rank alone (same version as `known`), or all fields. A job that has
+    not changed comes back as the same object.
+    """
+    if not row:
+        return None
+    if len(row) > 1:
+        return parse_job(dict(zip(row[::2], row[1::2], strict=True)))
+    assert known is not None, "the store returns the rank alone only for a known version"
+    queue = parse_rank(row[0])
+    return known if queue == known.queue else known.model_copy(update={"queue": queue})
+
+
 def _parse_job(fields: dict[str, Any]) -> Job:
     created_at = parse_timestamp(fields["created_at"])
     assert created_at is not None

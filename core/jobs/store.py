@@ -16,6 +16,7 @@ from itertools import chain
 from pathlib import Path
 from typing import Any, Literal
 
+from cachetools import TTLCache
 from redis.exceptions import LockNotOwnedError, ResponseError
 
 from core import errors
@@ -51,9 +52,9 @@ from core.jobs.models import (
 from core.jobs.operations import Operations
 from core.jobs.serialization import (
     fingerprint,
-    parse_job,
     parse_load,
     parse_rank,
+    parse_row,
     serialize,
     sha256_hex,
 )
@@ -73,6 +74,9 @@ WORKER_FORGET_MS = 60_000  # then the store forgets the description of a worker
 # Jobs wait so long for a worker like one that is gone; scripts/lanes.lua has it as well.
 KNOWN_SECONDS = 3600
 POLL_MS = 10_000  # an idle worker asks for a job more often, while jobs wait
+# A list keeps its jobs for the next one; not for long, as another store could take the place of
+# this one meanwhile.
+MAX_LISTED, LISTED_SECONDS = 2_000, 60
 ANY_OWNER = ""  # for operations that may touch the jobs of all owners
 NO_OWNER = ""  # of a blob that no client may name
 # `time_limit_exceeded` comes from the worker, the others from the store.
@@ -158,6 +162,9 @@ class JobStore:
         )
         self.audit = AuditReader(self._redis, self._circuit_breaker)
         self._statistics = Statistics(self._redis, self._circuit_breaker)
+        # Of the jobs of a list, few or none have changed since the last one.
+        self._listed: TTLCache[str, Job] = TTLCache(MAX_LISTED, LISTED_SECONDS)
+        self._listed_lock = threading.Lock()
         self._on_call = on_call
         self.lease_seconds = lease_seconds
 
@@ -374,11 +381,12 @@ class JobStore:
                 index = f"{PREFIX}jobs_of:{owner}{ending}"
                 pipe.zrevrangebyscore(index, upper, "-inf", start=0, num=limit + 1, withscores=True)
             rows: Any = sorted(chain(*pipe.execute()), key=lambda row: -row[1])
-        jobs = [
-            job
-            for job in self._read([job_id for job_id, _ in rows[:limit]], owner)
-            if job is not None
-        ]
+        job_ids = [job_id for job_id, _ in rows[:limit]]
+        with self._listed_lock:
+            known = [self._listed.get(job_id) for job_id in job_ids]
+        jobs = [job for job in self._read(job_ids, owner, known) if job is not None]
+        with self._listed_lock:
+            self._listed.update((job.id, job) for job in jobs)
         return jobs, int(rows[limit - 1][1]) if len(rows) > limit else None
 
     def cancel(self, job_id: str, owner: str = ANY_OWNER) -> Job:
@@ -989,17 +997,17 @@ class JobStore:
             )
         return result == 1
 
-    def _read(self, job_ids: Sequence[str], owner: str) -> list[Job | None]:
+    def _read(
+        self, job_ids: Sequence[str], owner: str, known: Sequence[Job | None] = ()
+    ) -> list[Job | None]:
+        """Read the jobs; one whose version is that of the known job is neither sent nor parsed."""
         if not job_ids:
             return []
-        no_version = ""  # that the caller knows
-        args = chain.from_iterable((job_id, no_version) for job_id in job_ids)
+        known = known or [None] * len(job_ids)
+        versions = (job.version if job else "" for job in known)
+        args = chain.from_iterable(zip(job_ids, versions, strict=True))
         rows = self._call("read_changed", owner, *args)
-        jobs: list[Job | None] = []
-        for row in rows:  # a flat list: name, value, name, value, ...
-            fields = dict(zip(row[::2], row[1::2], strict=True))
-            jobs.append(parse_job(fields) if fields else None)
-        return jobs
+        return [parse_row(job, row) for job, row in zip(known, rows, strict=True)]
 
     def _batch_ids(self, batch_id: str) -> list[str]:
         with self._circuit_breaker:
