@@ -32,6 +32,7 @@ _TYPES = {
 }
 _COMPRESSED = (".css", ".html", ".js", ".json", ".svg", ".webmanifest")
 _SHELL = (".css", ".js", ".svg")  # what the service worker keeps
+_MANIFEST = "manifest.webmanifest"
 _DOCUMENT_FOLDER = b"./web/"  # where the documents refer to files
 
 
@@ -79,7 +80,8 @@ class PageFiles:
         parts += [part for name, data in self._sources.items() for part in (name.encode(), data)]
         lengths = [str(len(part)).encode() for part in parts]
         self.version = hashlib.sha256(b" ".join([*lengths, *parts])).hexdigest()[:16]
-        self._files = self._bundle_modules()
+        contents = self._sources | _complete_manifests(self._sources) | self._bundle_modules()
+        self._files = {name: StaticFile.of(name, content) for name, content in contents.items()}
 
     @property
     def folder(self) -> str:
@@ -113,12 +115,19 @@ class PageFiles:
         constants = f"const VERSION = {json.dumps(self.version)}, SHELL = {listed};\n"
         return StaticFile.of("sw.js", constants.encode() + self._sources["service-worker.js"])
 
-    def _bundle_modules(self) -> dict[str, StaticFile]:
-        contents = dict(self._sources)
-        modules = {name: data.decode() for name, data in contents.items() if name.endswith(".js")}
+    def _bundle_modules(self) -> dict[str, bytes]:
+        names = [name for name in self._sources if name.endswith(".js")]
+        modules = {name: self._sources[name].decode() for name in names}
         try:
-            contents |= {name: bundle.bundle(modules, name).encode() for name in modules}
+            return {name: bundle.bundle(modules, name).encode() for name in names}
         except bundle.UnsupportedModuleError as error:
             # The page works all the same, with one request for each module.
             log.warning("the modules of the page are served one by one: %s", error)
-        return {name: StaticFile.of(name, content) for name, content in contents.items()}
+            return {}
+
+
+def _complete_manifests(sources: dict[str, bytes]) -> dict[str, bytes]:
+    """Return the manifests in other languages: their sources have only what differs."""
+    names = [name for name in sources if name.endswith(".webmanifest") and name != _MANIFEST]
+    manifest = json.loads(sources.get(_MANIFEST, b"{}"))
+    return {name: json.dumps(manifest | json.loads(sources[name])).encode() for name in names}

@@ -1,6 +1,7 @@
 """The files of the page as the API serves them."""
 
 import gzip
+import json
 import logging
 import re
 from pathlib import Path
@@ -160,3 +161,12 @@ def test_modules_that_cannot_be_bundled_are_served_one_by_one(
     served = {name: files.get(name) for name in sources}
     assert {name: file and file.content.decode() for name, file in served.items()} == sources
     assert "one by one: a.js: export let a = 1;" in caplog.text
+
+
+def test_a_manifest_in_another_language_names_only_what_differs(tmp_path: Path) -> None:
+    (tmp_path / "manifest.webmanifest").write_text('{"lang": "en", "icons": [1]}')
+    (tmp_path / "manifest.zh-CN.webmanifest").write_text('{"lang": "zh-CN"}')
+    file = PageFiles(tmp_path).get("manifest.zh-CN.webmanifest")
+
+    assert file
+    assert json.loads(file.content) == {"lang": "zh-CN", "icons": [1]}
