@@ -61,7 +61,7 @@ async function sendWithKey(send) {
     if (response.status !== 401) {
       throw new ApiError(await response.json().catch(() => ({})), response);
     }
-    await waitForKey(Boolean(key));
+    if (apiKey.get() === key) await waitForKey(Boolean(key));  // else there is another by now
   }
 }
 

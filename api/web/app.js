@@ -41,7 +41,7 @@ loadTexts().then(() => {
       if (wasRefused) films.load();  // another key has other paintings
     };
   }));
-  onClick("forget-key", () => { apiKey.forget(); location.assign(ROOT); });
+  onClick("forget-key", () => { films.deleteNow(); apiKey.forget(); location.assign(ROOT); });
   updateForgetButton();
 
   let path = null;  // that is shown, relative to ROOT
@@ -58,22 +58,30 @@ loadTexts().then(() => {
   const viewer = new Viewer();
   const editor = new SubmitView(viewer, {
     onSubmitted: (job) => addJob(job, editor.isOpen), onTryAll: tryAll });
-  addLanguageSwitch(byId("language"), () => editor.flush());
+  addLanguageSwitch(byId("language"), () => {
+    editor.update();  // another tab may have saved its draft meanwhile
+    return editor.flush();
+  });
+  // The browser may not be able to show the user's own file.
   const findPicture = (digest) => {
     const found = editor.pictures.find((picture) => picture.digest === digest);
-    return found?.screen ?? found?.file ?? null;
+    return (found?.source ? found.file : found?.screen) ?? null;
   };
   const films = new History({
     onDeleted(ids) { if (ids.some((id) => path.includes(id))) navigate("./"); },
     onOpen: (id) => navigate(`j/${id}`),
     onCompare: (a, b) => navigate(`?compare=${a},${b}`),
     onEnded: (job) => jobView.notify(job),
+    onDeletedElsewhere(id) {
+      films.forget(id);
+      if (path.includes(id)) navigate(location.href);
+    },
   });
   const jobView = new JobView(viewer, {
     findPicture,
     async onReuse(job, kind) {
       if (kind) await editor.useResult(job, kind);
-      else await editor.reuse(job.input, getNames(job.id));
+      else await editor.reuse(job.input, getNames(job.id), () => isShown(job));
       if (isShown(job)) navigate("./");
     },
     onCreated(job, previous) {
@@ -84,7 +92,7 @@ loadTexts().then(() => {
     // Back to where the job was begun.
     async onCanceled(job) {
       const { input, id, retried_from: source } = job;
-      if (!source) await editor.reuse(input, getNames(id));
+      if (!source) await editor.reuse(input, getNames(id), () => isShown(job));
       if (isShown(job)) navigate(source ? `j/${source}` : "./");
       films.remove([id], { text: t("canceled"), action: t("keep") });
     },
@@ -99,9 +107,9 @@ loadTexts().then(() => {
       films.refresh();
       editor.updateEstimate();
     },
-    onPick({ style, blob }) {
+    onPick({ photo, style, blob }) {
       batch.close();
-      editor.draft = blob && { photo: editor.photo.pictures[0], style, blob };
+      editor.draft = blob && { photo, style, blob };
       editor.style.setPictures([style], { append: false });
       byId("submit-job").focus();
     },
@@ -145,14 +153,13 @@ loadTexts().then(() => {
     try {
       await editor.reuse(recipe, null);
       showToast(t("recipeRestored"), action);
-    } catch {
-      await editor.load();
+    } catch (error) {
+      if (error.status !== 404) return showToast(error.message, action);
       editor.parameters.setSpec({ ...recipe.spec, init: undefined, style_weights: undefined });
       showToast(t("recipeWithoutPictures"), action);
     }
   }
 
-  // address: relative to that of the service, or absolute.
   const navigate = (address) => openAddress(resolveAddress(address), () => {
     showPath();
     for (const part of [window, ...document.querySelectorAll(".panel")]) part.scrollTo(0, 0);
@@ -180,7 +187,6 @@ loadTexts().then(() => {
     else editor.open();
   }
 
-  // A local link changes the address without loading the page again.
   listen(document, "click", (event) => {
     const link = event.target.closest?.("a[data-local-link]");
     const isModified = event.ctrlKey || event.metaKey || event.shiftKey || event.button;
@@ -197,12 +203,13 @@ loadTexts().then(() => {
   listen(document, "pointerdown focusin", ({ target }) => {
     if (!menu.contains(target)) menu.open = false;
   });
-  listen(menu, "click", ({ target }) => { if (target.closest("button")) menu.open = false; });
-  listen(menu, "keydown", ({ key }) => {
-    if (key !== "Escape") return;
+  const closeMenu = () => {
     menu.open = false;
     menu.firstElementChild.focus();
-  });
+  };
+  // Before the button acts: its dialog returns the focus.
+  listen(menu, "click", ({ target }) => { if (target.closest("button")) closeMenu(); }, true);
+  listen(menu, "keydown", ({ key }) => { if (key === "Escape") closeMenu(); });
   makeRoving(byId("style-tools"));
   showTab("photo");
   films.load();

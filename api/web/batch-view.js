@@ -19,12 +19,12 @@ function ignoreMissing(error) {
 }
 
 export class BatchView {
-  // onPick({style, blob}): the user likes this draft; blob is null before it has a picture.
+  // onPick({photo, style, blob}): the user likes this draft; blob is null before it has a picture.
   // onStarted(): the drafts are submitted.
   constructor({ onPick, onStarted }) {
     Object.assign(this, { onPick, onStarted });
     this.root = byId("batch");
-    onClick("batch-close", () => { this.close(); byId("try-all").focus(); });
+    onClick("batch-close", this.close);
   }
 
   // Shows a draft for each style; starts them unless those of the same pictures and parameters are
@@ -33,8 +33,9 @@ export class BatchView {
     this.close();
     const onError = (message) => setText("batch-status", message);
     const { signal } = this.closing = new AbortController();
-    const last = this.last = this.#findLast(photo, styles, spec)
-      ?? { photo, styles, spec, tiles: styles.map((style) => this.#createTile(style)), key: createKey() };
+    const last = this.last = this.#findLast(photo, styles, spec) ?? {
+      photo, styles, spec, key: createKey(),
+      tiles: styles.map((style) => this.#createTile(photo, style)) };
     byId("batch-tiles").replaceChildren(...last.tiles.map(({ root }) => root));
     openLayer(this.close);
     setVisible(this.root, true);
@@ -84,17 +85,19 @@ export class BatchView {
   }
 
   close = () => {
-    this.closing?.abort();
+    if (this.root.hidden) return;
+    this.closing.abort();
     setVisible(this.root, false);
     closeLayer(this.close);
+    byId("try-all").focus();
   };
 
-  #createTile(style) {
+  #createTile(photo, style) {
     const thumb = createElement("span", { className: "thumb" });
     if (style.source) thumb.append(createThumbnail(style.row));
     const status = createElement("span", { className: "status" }), image = createElement("img");
     const tile = { thumb, status, image, id: null, picture: null, blob: null };
-    const onclick = () => this.onPick({ style, blob: tile.blob });
+    const onclick = () => this.onPick({ photo, style, blob: tile.blob });
     tile.root = createElement("button", { type: "button", onclick },
       thumb, createElement("span", { className: "caption", textContent: style.title }), status);
     return tile;

@@ -29,4 +29,9 @@ async function run(mode, action) {
 
 export const loadDraft = (key) => run("readonly", (store) => store.get(key));
 
-export const saveDraft = (key, draft) => run("readwrite", (store) => store.put(draft, key));
+// change(draft): returns what takes its place. No other tab comes between.
+export const saveDraft = (key, change) => run("readwrite", (store) => {
+  const reading = store.get(key);
+  reading.onsuccess = () => store.put(change(reading.result), key);
+  return reading;
+});

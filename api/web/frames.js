@@ -40,7 +40,7 @@ export class FramePlayer {
 
   #fetch(index) {
     const frame = this.frames[index];
-    if (frame && !this.blobs.has(index)) this.blobs.set(index, getBlob(frame.url));
+    if (frame && !this.blobs.has(index)) this.blobs.set(index, retry(() => getBlob(frame.url)));
     return this.blobs.get(index);
   }
 

@@ -20,14 +20,15 @@ const STORAGE_NAME = "impasto history";
 const MAX_NAMES = 300, PAGE_SIZE = 20, MAX_PAGE_SIZE = 100;
 const POLL_SECONDS = 2, HIDDEN_POLL_SECONDS = 15;
 const UNDO_SECONDS = 10;
+const deletions = new BroadcastChannel("impasto deletions");  // tells the other tabs
 // Tiles beside the view that are in the document; that have a picture.
 const TILES_AHEAD = 15, PICTURES_AHEAD = 5;
 
 // What was finished early is canceled, and has a result.
 const isDone = ({ status, links }) => status === "succeeded" || Boolean(links.result);
 const FILTERS = {
-  all: { statuses: [], accepts: () => true },
-  active: { statuses: ["queued", "running"], accepts: () => true },
+  all: { statuses: [] },
+  active: { statuses: ["queued", "running"] },
   done: { statuses: ["succeeded", "canceled"], accepts: isDone },
   ended: { statuses: ["failed", "canceled", "expired"], accepts: (job) => !isDone(job) },
 };
@@ -86,20 +87,21 @@ async function deleteJob(id, options = {}) {
   await sendJson("DELETE", `v1/jobs/${id}`, undefined, {}, options).catch((error) => {
     if (![404, 410].includes(error.status)) throw error;
   });
+  deletions.postMessage(id);
 }
 
 export class History {
   // onDeleted(ids): the jobs are deleted, as far as the user sees. onOpen(id): one is to be shown.
-  // onCompare(a, b): two ids. onEnded(job): one has ended.
+  // onCompare(a, b): two ids. onEnded(job): one has ended. onDeletedElsewhere(id): by another tab.
   constructor(callbacks) {
     Object.assign(this, { ...callbacks, list: byId("history-list") });
     this.film = this.list.parentElement;
     // entries: {job, isPicked, index, tile}, newest first. shown: those that are not deleted.
-    // rendered: those that have a tile, because they are near the view; a history may have
-    // thousands.
+    // undoable: ids of deleted ones.
+    // rendered: those that have a tile, because they are near the view.
     Object.assign(this, {
       entries: [], shown: [], rendered: [], deleted: new Set(), next: null, current: null,
-      isSelecting: false, isNear: false });
+      isSelecting: false, isNear: false, undoable: [] });
     listen("history-filter", "change", () => this.load());
     onClick("history-more", () => this.#loadPage(this.next));
     this.end = new IntersectionObserver((changes) => {
@@ -114,9 +116,8 @@ export class History {
     listen(this.list, "focusin", () => this.#render());
     listen(this.list, "keydown", (event) => this.#onKey(event));
     // A deletion that can still be undone must not be lost with the page.
-    listen(window, "pagehide", () => {
-      for (const id of this.deleted) deleteJob(id, { keepalive: true }).catch(() => {});
-    });
+    listen(window, "pagehide", () => this.deleteNow());
+    deletions.onmessage = ({ data }) => this.onDeletedElsewhere(data);
     // Another tab, or another device, may have changed the list meanwhile.
     listen(document, "visibilitychange", () => { if (!document.hidden) this.refresh(); });
     this.#addSelection();
@@ -136,9 +137,9 @@ export class History {
     return `v1/jobs?limit=${limit}${statuses.map((one) => `&status=${one}`).join("")}`;
   }
 
-  // The entries of those jobs that the filter accepts.
   #enterAll(jobs) {
-    return jobs.filter(FILTERS[this.filter].accepts).map((job) => this.#enter(job));
+    const { accepts = () => true } = FILTERS[this.filter];
+    return jobs.filter(accepts).map((job) => this.#enter(job));
   }
 
   async #loadPage(address, isFirst = false) {
@@ -162,12 +163,13 @@ export class History {
     this.#update();
   }
 
-  // Asks for the newest jobs while one of them has not ended, or when the page calls `refresh`;
-  // less often while the service does not answer.
+  // Asks for the newest jobs while one of them has not ended, or the service has not answered; then
+  // less often.
   async #poll() {
     for (let pause = POLL_SECONDS; ;) {
       await sleep(document.hidden ? HIDDEN_POLL_SECONDS : pause);
-      if (this.isLoading || this.shown.every(({ job }) => hasEnded(job))) continue;
+      const isIdle = !this.hasFailed && this.shown.every(({ job }) => hasEnded(job));
+      if (this.isLoading || isIdle) continue;
       pause = await this.refresh() ? POLL_SECONDS : Math.min(HIDDEN_POLL_SECONDS, 2 * pause);
     }
   }
@@ -178,6 +180,7 @@ export class History {
     const { filter } = this, active = this.shown.findLastIndex(({ job }) => !hasEnded(job));
     const limit = Math.min(MAX_PAGE_SIZE, Math.max(PAGE_SIZE, active + 1));
     const answer = await getJson(this.#getAddress(limit)).catch(() => null);
+    this.hasFailed = !answer;
     if (!answer || filter !== this.filter || this.isLoading) return Boolean(answer);
     const { jobs, next } = answer, ids = jobs.map(({ id }) => id);
     // What is known before this place is in the answer, or deleted.
@@ -358,31 +361,35 @@ export class History {
     this.#focus(this.shown[next]);
   }
 
-  // Hides the jobs at once, and deletes them when the time to undo is over.
-  remove(ids, { text, action = t("undo") } = {}) {
-    const { current, rendered } = this;
+  // Hides the jobs at once, and deletes them when the time to undo is over. They join those of an
+  // earlier call that can still be undone.
+  remove(added, { text, action } = { text: t("deleted"), action: t("undo") }) {
+    const { current, rendered } = this, ids = this.undoable = [...this.undoable, ...added];
     const hadFocus = rendered.some(({ job, tile }) =>
-      ids.includes(job.id) && tile.item.contains(document.activeElement));
-    const place = this.#find(ids[0])?.index;
-    for (const id of ids) this.deleted.add(id);
+      added.includes(job.id) && tile.item.contains(document.activeElement));
+    const place = this.#find(added[0])?.index;
+    for (const id of added) this.deleted.add(id);
     this.#update();
     const neighbor = this.shown[Math.min(place, this.shown.length - 1)];
     if (hadFocus && neighbor) this.#focus(neighbor);
     else if (hadFocus) byId("main").focus();
-    this.onDeleted(ids);
+    this.onDeleted(added);
     const restore = () => {
       for (const id of ids) this.deleted.delete(id);
       this.#update();
       this.refresh();
     };
     const undo = () => {
+      this.undoable = [];
       restore();
-      const entry = this.#find(ids[0]);
+      const entry = this.#find(added[0]);
       if (entry) this.#focus(entry);
       const open = [current, this.current].find((id) => ids.includes(id));
       if (open) this.onOpen(open);
     };
     const finish = async () => {
+      if (this.undoable !== ids) return;  // others have joined them
+      this.undoable = [];
       try {
         for (const id of ids) {
           await deleteJob(id);
@@ -393,8 +400,13 @@ export class History {
         showToast(t("notDeleted", { message: error.message }));
       }
     };
-    text ??= ids.length > 1 ? t("deletedMany", { n: ids.length }) : t("deleted");
+    if (ids.length > 1) [text, action] = [t("deletedMany", { n: ids.length }), t("undo")];
     showToast(text, { seconds: UNDO_SECONDS, action, onAction: undo, onEnd: finish });
+  }
+
+  // Deletes what can still be undone.
+  deleteNow() {
+    for (const id of this.deleted) deleteJob(id, { keepalive: true }).catch(() => {});
   }
 
   #addSelection() {
@@ -408,9 +420,7 @@ export class History {
       this.onCompare(...ids);
     });
     listen("history", "keydown", ({ key }) => {
-      if (key !== "Escape" || !this.isSelecting) return;
-      this.#endSelection();
-      byId("select").focus();  // a box that had the focus is hidden now
+      if (key === "Escape" && this.isSelecting) this.#endSelection();
     });
     onClick("selection-zip", () => this.#downloadZip());
     onClick("selection-delete", () => this.remove(this.#picked.map(({ job }) => job.id)));
@@ -426,7 +436,10 @@ export class History {
     this.#updateSelection();
   }
 
-  #endSelection = () => this.#setSelecting(false);
+  #endSelection = () => {
+    this.#setSelecting(false);
+    byId("select").focus();  // a box that had the focus is hidden now
+  };
 
   #setSelecting(isSelecting) {
     (isSelecting ? openLayer : closeLayer)(this.#endSelection);

@@ -2,7 +2,7 @@
 // uploads the user's pictures and reports every change. It does not know what they are for.
 
 import {
-  announce, createElement, makeRoving, setChildren, setVisible, showBlob, showError,
+  announce, createElement, hideBlob, makeRoving, setChildren, setVisible, showBlob, showError,
 } from "./dom.js";
 import { Picture } from "./picture.js";
 import { retry } from "./retry.js";
@@ -19,7 +19,7 @@ export class ImagePicker extends EventTarget {
     super();
     Object.assign(this, { root, kind, max, isMixing: false, own: [], samples: [], pictures: [] });
     this.errors = [];
-    this.tiles = new WeakMap();
+    this.tiles = new Map();
     this.strip = createElement("div", {
       className: "tiles", role: "toolbar", ariaLabel: t(`${kind}.plural`) });
     this.status = createElement("p", { className: "status" });
@@ -67,8 +67,6 @@ export class ImagePicker extends EventTarget {
     for (const picture of pictures) if (!picture.digest) this.#upload(picture);
     this.notifyChange();
   }
-
-  findSample(source) { return this.samples.find((sample) => sample.source === source); }
 
   // Chooses the pictures, or adds them while several are mixed. Several are always mixed.
   setPictures(pictures, { append = this.isMixing } = {}) {
@@ -135,10 +133,14 @@ export class ImagePicker extends EventTarget {
   render() {
     const all = [...this.own, ...this.samples];
     setChildren(this.strip, [...this.sources, ...all.map((picture) => this.#renderTile(picture))]);
-    const lines = this.pictures.map((picture) => picture.describe()).filter(Boolean);
-    const text = this.pictures.length > 1 ? "" : lines.join(" ");
-    const failing = this.pictures.find((picture) => picture.error && !picture.digest);
-    this.status.textContent = failing ? failing.error : text;
+    for (const [picture, tile] of this.tiles) {
+      if (all.includes(picture)) continue;
+      this.tiles.delete(picture);
+      hideBlob(tile.querySelector("img"));
+    }
+    const { pictures } = this, failing = pictures.find(({ error, digest }) => error && !digest);
+    const shown = failing ?? (pictures.length === 1 && pictures[0]);
+    this.status.textContent = shown ? shown.describe() : "";
     this.status.classList.toggle("line", !failing);
     setVisible(this.status, this.status.textContent);
     this.dispatchEvent(new Event("render"));
@@ -160,7 +162,7 @@ export class ImagePicker extends EventTarget {
     if (isOwn) {
       const alt = t("pictureNamed", { kind: this.label, name });
       picture.prepare().then(() => {
-        showBlob(picture.screen, alt, image);
+        if (image.isConnected) showBlob(picture.screen, alt, image);
         this.dispatchEvent(new Event("prepared"));
       });
     }

@@ -18,9 +18,10 @@ export function install() {
   if (!serviceWorker) return;
   if (document.readyState === "complete") register();
   else addEventListener("load", register);  // the page itself comes first
-  const isFirst = !serviceWorker.controller;
+  let last = serviceWorker.controller;
   serviceWorker.addEventListener("controllerchange", () => {
-    if (!isFirst) showToast(t("newVersion"), { action: t("reload"), onAction: () => location.reload() });
+    if (last) showToast(t("newVersion"), { action: t("reload"), onAction: () => location.reload() });
+    last = serviceWorker.controller;
   });
   // A page that stays open does not navigate, so the browser would look for a version once a day.
   document.addEventListener("visibilitychange", async () => {
@@ -38,9 +39,7 @@ async function takeSharedPicture() {
   history.replaceState(history.state, "", location.pathname);
   const { active } = await serviceWorker.ready;
   const picture = await new Promise((resolve) => {
-    serviceWorker.addEventListener(
-      "message", ({ data }) => resolve(data.sharedPicture), { once: true });
-    serviceWorker.startMessages();
+    serviceWorker.onmessage = ({ data }) => resolve(data.sharedPicture);
     active.postMessage("send shared picture");
     setTimeout(resolve, SHARED_TIMEOUT_MS, null);
   });

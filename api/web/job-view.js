@@ -80,7 +80,7 @@ export class JobView {
       if (signal.aborted) return;
       if (error.code === "job_not_found") return this.#showMissing(error);  // as by another tab
       this.showError(error.message);
-      for (const id of ["stop", "cancel"]) byId(id).disabled = false;
+      if (this.job) this.#showButtons(this.job);
     } finally { button.ariaBusy = null; }
   }
 

@@ -42,7 +42,7 @@ export class MaskEditor extends EventTarget {
     listen(style, "change", () => this.render());
     onClick("open-mask", () => (this.isOpen ? this.close() : this.open()));
     onClick("remove-mask", () => { this.clear(); byId("open-mask").focus(); });
-    onClick("mask-done", () => { this.close(); byId("open-mask").focus(); });
+    onClick("mask-done", this.close);
     for (const side of SIDES) onClick(`mask-on-${side}`, () => this.#select({ side }));
     onClick("mask-clear", () => this.#change(() => this.canvases.delete(this.state.selected)));
     onClick("mask-fill", () => this.#fill("source-over"));
@@ -116,6 +116,7 @@ export class MaskEditor extends EventTarget {
     closeLayer(this.close);
     this.render();
     this.notifyChange();
+    byId("open-mask").focus();
   };
 
   clear() {

@@ -2,6 +2,7 @@
 
 import { getBlob, upload } from "./api.js";
 import { createElement, encodeCanvas, hideBlob, showBlob } from "./dom.js";
+import { createKey, retry } from "./retry.js";
 import { form } from "./schema.js";
 import { formatPercent, t, tOr } from "./text.js";
 
@@ -16,20 +17,20 @@ export const TILE_PX = 256;  // the width of a small copy that the service makes
 
 export class Picture {
   constructor(file, name) {
-    // uploading: the pending or successful upload. weight: the share in a mixture, 0 to 100.
-    // screen: what the page shows, once `prepare` has made it. isPhoto: a painting never needs more
-    // of its pixels than its own size. slowSide: of the copy for a slow connection.
+    // id: in the draft. uploading: the pending or successful upload. weight: the share in a mixture,
+    // 0 to 100. screen: what the page shows, once `prepare` has made it. isPhoto: a painting never
+    // needs more of its pixels than its own size. slowSide: of the copy for a slow connection.
     Object.assign(this, {
-      file, name: name || t("picture"), source: null, digest: null, uploading: null, weight: 50,
-      error: "", progress: null, onProgress: () => {}, reduced: false, screen: null, isPhoto: false,
-      slowSide: null });
+      id: createKey(), file, name: name || t("picture"), source: null, digest: null,
+      uploading: null, weight: 50, error: "", progress: null, onProgress: () => {}, reduced: false,
+      screen: null, isPhoto: false, slowSide: null });
   }
 
   // A sample of this page; its file is fetched when the service needs it. source: its name.
   // row: of its thumbnail.
   static fromSample({ name, title, words, width, height }, address, row) {
     return Object.assign(new Picture(null, tOr(`sample.${name}`, title)), {
-      source: name, words: tOr(`sample.${name}.words`, words), width, height, address, row });
+      id: name, source: name, words: tOr(`sample.${name}.words`, words), width, height, address, row });
   }
 
   // An image that the service already has.
@@ -44,7 +45,7 @@ export class Picture {
 
   async #prepare() {
     this.screen = await shrinkForScreen(this.file)
-      ?? await this.upload().then((digest) => fetchCopy(digest)).catch(() => this.file);
+      ?? await retry(async () => fetchCopy(await this.upload())).catch(() => this.file);
   }
 
   // The name for titles: "the_scream.jpg" is "the scream".

@@ -2,18 +2,17 @@
 // hash of all files, and SHELL, the document and its files. So a new version is a new worker.
 //
 // It keeps the shell for times without a connection, and hands over a picture that another program
-// has shared. Answers of the API and pictures never pass through it. A document always comes from
-// the service if that answers: the worker must not hide a new version, nor another program that is
-// served at the same address later.
+// has shared. Answers of the API and pictures never pass through it. A document comes from the
+// service if that answers: the worker must not hide another version, nor another program.
 
-const SCOPE = self.registration.scope;
+const SCOPE = registration.scope;
 const CACHES = `impasto ${SCOPE} `, CACHE = CACHES + VERSION;
 // Code and style of a version: their addresses contain its hash.
 const FILE = /^web-[^/]+\/.*\.(?:js|css|svg|woff2)$/;
 const JOB_PAGE = /^j\/[^/]+$/;
 let sharedPicture = null;  // until the page asks for it
 
-self.addEventListener("install", (event) => {
+addEventListener("install", (event) => {
   // Chromium drops what passes the worker of a page that is being left.
   event.addRoutes?.({ condition: { requestMethod: "DELETE" }, source: "network" });
   event.waitUntil(install());
@@ -32,28 +31,27 @@ async function install() {
   }
   const jobPage = new Response(html.replaceAll('="./', '="../'), { headers: document.headers });
   await cache.put(new URL("./j/-", SCOPE).href, jobPage);
-  await self.skipWaiting();
+  await skipWaiting();
 }
 
-self.addEventListener("activate", (event) => event.waitUntil(activate()));
+addEventListener("activate", (event) => event.waitUntil(activate()));
 
 async function activate() {
   for (const name of await caches.keys()) {
     if (name.startsWith(CACHES) && name !== CACHE) await caches.delete(name);
   }
-  await self.clients.claim();
+  await clients.claim();
 }
 
-self.addEventListener("fetch", (event) => {
+addEventListener("fetch", (event) => {
   const { request } = event;
-  const path = new URL(request.url, SCOPE).href.slice(SCOPE.length).replace(/[?#].*$/, "");
+  const path = request.url.slice(SCOPE.length).replace(/[?#].*$/, "");
   if (!request.url.startsWith(SCOPE)) return;
   if (request.method === "POST" && path === "share") event.respondWith(receiveShare(request));
-  else if (request.method !== "GET") return;
-  else if (request.mode === "navigate" && path === "") event.respondWith(getDocument(request, "./"));
-  else if (request.mode === "navigate" && JOB_PAGE.test(path)) {
-    event.respondWith(getDocument(request, "./j/-"));
-  } else if (FILE.test(path)) event.respondWith(getFile(request));
+  if (request.method !== "GET") return;
+  if (FILE.test(path)) event.respondWith(getFile(request));
+  const kept = JOB_PAGE.test(path) ? "./j/-" : !path && "./";
+  if (kept && request.mode === "navigate") event.respondWith(getDocument(request, kept));
 });
 
 const find = async (address) =>
@@ -73,7 +71,10 @@ async function getFile(request) {
   const isOfThisVersion = request.url.startsWith(new URL(`web-${VERSION}/`, SCOPE).href);
   // Another process, of another version, answers with "no-store".
   const isKept = /immutable/.test(response.headers.get("Cache-Control"));
-  if (isKept && isOfThisVersion) await (await caches.open(CACHE)).put(request, response.clone());
+  if (isKept && isOfThisVersion) {
+    const cache = await caches.open(CACHE);
+    await cache.put(request, response.clone()).catch(() => {});  // the storage may be full
+  }
   return response;
 }
 
@@ -83,18 +84,18 @@ async function receiveShare(request) {
 }
 
 // Of a job that is done; data is the address of its page.
-self.addEventListener("notificationclick", (event) => {
+addEventListener("notificationclick", (event) => {
   event.notification.close();
   event.waitUntil(showPage(event.notification.data));
 });
 
 async function showPage(address) {
-  const pages = await self.clients.matchAll({ type: "window" });
+  const pages = await clients.matchAll({ type: "window" });
   const page = pages.find(({ url }) => url === address);
-  await (page ? page.focus() : self.clients.openWindow(address));
+  await (page ? page.focus() : clients.openWindow(address));
 }
 
-self.addEventListener("message", ({ data, source }) => {
+addEventListener("message", ({ data, source }) => {
   if (data !== "send shared picture") return;
   source.postMessage({ sharedPicture });
   sharedPicture = null;

@@ -39,6 +39,7 @@ export class SubmitView {
     this.parameters = null;
     this.initImage = null;  // the digest of an earlier job's initial image
     this.draft = null;  // {photo, style, blob} of "Try all" that the user has picked
+    this.known = new Set();  // the ids of own pictures that this tab has or had
     onClick("mix-styles", () => this.setMixing(!this.style.isMixing));
     onClick("try-all", onTryAll);
     onClick("auto-regions", () => this.parameters?.toggleRegions());
@@ -85,7 +86,7 @@ export class SubmitView {
   close() {
     this.isOpen = false;
     this.masks.close();
-    setVisible("welcome mask-overlay style-card", false);
+    setVisible("welcome style-card", false);
   }
 
   async #load() {
@@ -226,8 +227,6 @@ export class SubmitView {
   // Uploads what is not uploaded yet, and submits. If the response is lost, the request is repeated
   // with its key: it is one job. If the service has deleted an upload, all are uploaded again, once.
   async #send(pictures, options, signal) {
-    const isFinal = ({ code, status }) =>
-      code !== "unreachable" && (code !== "unknown" || status < 500);
     pictures[0].requireSide(options.spec.size ?? form.parameters.size.default);
     for (let tries = 0; ; tries++) {
       const [masks, content, ...styles] = await Promise.all([this.masks, ...pictures].map(
@@ -235,7 +234,7 @@ export class SubmitView {
       signal.throwIfAborted();
       const body = { content, styles, ...options, ...masks };
       try {
-        return await create("v1/jobs", body, { signal, isFinal, onError });
+        return await create("v1/jobs", body, { signal, onError });
       } catch (error) {
         if (!["image_not_found", "image_damaged"].includes(error.code) || tries) throw error;
         pictures.forEach((picture) => picture.forgetUpload());
@@ -252,9 +251,9 @@ export class SubmitView {
   }
 
   // Takes the images and parameters of a job's input. names: {content, styles}, of the files.
+  // isWanted(): asked when the images are here.
   async reuse({ content, styles, masks, style_masks: styleMasks, init_image: initImage, spec },
-    names) {
-    this.isReused = true;
+    names, isWanted = () => true) {
     await this.load();
     const styleName = (i) => names?.styles[i] ?? t("styleNumber", { n: i + 1 });
     const used = new Set();  // a style may be there twice, with two masks
@@ -268,6 +267,7 @@ export class SubmitView {
       find(this.photo, content, names?.content ?? t("photo.title")),
       ...styles.map((digest, i) => find(this.style, digest, styleName(i))),
     ]);
+    if (!isWanted()) return;
     this.#choose(photo, chosen, chosen.length > 1, spec.style_weights);
     this.masks.clear();
     this.initImage = initImage;
@@ -305,31 +305,36 @@ export class SubmitView {
   async #saveNow() {
     const masks = await this.masks.toBlobs();
     if (this.saving) return;  // a newer state follows
-    const describe = ({ source, file, name, digest, width, height, weight, isPhoto, slowSide }) =>
-      (source ? { source, weight }
-        : { file, name, digest, width, height, weight, isPhoto, slowSide });
+    const describe = ({ id, file, name, digest, width, height, isPhoto, slowSide }) =>
+      ({ id, file, name, digest, width, height, isPhoto, slowSide });
     const own = this.pickers.map((picker) => picker.own.map(describe));
-    const names = JSON.stringify(own);  // without the files, which are saved only if they change
-    if (names !== this.savedOwn) saveDraft("own", own);
-    this.savedOwn = names;
-    await saveDraft("current", {
-      photo: this.photo.pictures.map(describe), styles: this.style.pictures.map(describe),
-      isMixing: this.style.isMixing, changes: this.parameters.changes,
-      initImage: this.initImage, masks,
-    });
+    for (const { id } of own.flat()) this.known.add(id);
+    // Without the files, which are written only when the pictures change.
+    const text = JSON.stringify(own);
+    if (text !== this.savedOwn) {
+      const isOfOtherTab = ({ id }) => id && !this.known.has(id);
+      saveDraft("own", (stored) =>
+        own.map((items, i) => [...items, ...(stored?.[i] ?? []).filter(isOfOtherTab)]));
+    }
+    this.savedOwn = text;
+    const refer = ({ id, weight }) => ({ id, weight });
+    const [photo, styles] = this.pickers.map(({ pictures }) => pictures.map(refer));
+    const { initImage, style: { isMixing }, parameters: { changes } } = this;
+    await saveDraft("current", () => ({ photo, styles, isMixing, changes, initImage, masks }));
   }
 
   async #restoreDraft() {
     const [draft, own] = await Promise.all([loadDraft("current"), loadDraft("own")]);
     if (!draft) return;
     // The service may have deleted the upload meanwhile; then it is sent again.
-    const create = (item) => Object.assign(new Picture(item.file, item.name), item);
+    const create = (item) => {
+      this.known.add(item.id);
+      return Object.assign(new Picture(item.file, item.name), item);
+    };
     own?.forEach((items, i) => this.pickers[i].restore(items.map(create)));
-    if (this.isReused) return;  // another painting takes the place of the draft
-    const restore = (picker, items) => items.map(({ source, ...item }) => {
-      const picture = source ? picker.findSample(source) : picker.own.find(
-        ({ name, file }) => name === item.name && file.size === item.file.size) ?? create(item);
-      return picture && Object.assign(picture, item);
+    const restore = ({ own, samples }, items) => items.map(({ id, weight }) => {
+      const picture = [...own, ...samples].find((one) => one.id === id);
+      return picture && Object.assign(picture, { weight });
     }).filter(Boolean);
     const [photo] = restore(this.photo, draft.photo), styles = restore(this.style, draft.styles);
     if (!photo || !styles.length) return;

@@ -26,14 +26,14 @@ export function t(key, values = {}) {
 }
 
 // save(): resolves when nothing is lost by a reload.
-export function addLanguageSwitch(button, save = async () => {}) {
+export function addLanguageSwitch(button, save) {
   const other = Object.keys(LANGUAGES).find((name) => name !== language);
   Object.assign(button, { textContent: LANGUAGES[other], lang: other });
   const [navigation] = performance.getEntriesByType("navigation"), shown = performance.now();
   button.addEventListener("click", async ({ timeStamp }) => {
     if (navigation?.type === "reload" && timeStamp < shown + 700) return;  // a second tap
     deviceStorage.set(STORAGE_NAME, other);
-    await save();
+    await save?.();
     location.reload();
   });
 }

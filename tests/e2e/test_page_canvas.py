@@ -63,6 +63,17 @@ READ_OVERLAY = """() => {
     const at = (y) => [...context.getImageData(width / 2, y, 1, 1).data].slice(0, 3).join();
     return [at(0), at(height - 1), document.querySelector("#stage img.before").alt];
 }"""
+# Notes the names of what is saved in the browser's database, and whether it has files.
+WATCH_SAVES = """
+    window.saved = [];
+    const hasFile = (value) => value instanceof Blob
+        || Object(value) === value && Object.values(value).some(hasFile);
+    const { put } = IDBObjectStore.prototype;
+    IDBObjectStore.prototype.put = function (value, key) {
+        saved.push([key, hasFile(value)]);
+        return put.call(this, value, key);
+    };
+"""
 DROP = """async ([name, type, content, selector]) => {
     const bytes = Uint8Array.from(atob(content), (letter) => letter.charCodeAt(0));
     const transfer = new DataTransfer();
@@ -219,6 +230,28 @@ def test_masks_of_a_repeated_job_are_shown_and_edited_on_the_photo_and_on_the_st
         for digest in (first, inverted)
     )
     assert [*after.tobytes()] == pytest.approx([255 - value for value in before.tobytes()], abs=3)
+
+
+def test_a_mask_of_the_editor_is_not_drawn_over_the_painting_of_a_job(
+    open_page: OpenPage, unusual_job: Any, image_files: dict[str, Path]
+) -> None:
+    page = open_page()
+    choose_examples(page)
+    page.click("#open-mask")
+    page.locator("#mask-layer").click()
+    page.click("#mask-done")
+    page.click("#mix-styles")
+    uploads = PausedRequests(page, "**/v1/images", "POST")
+    page.set_input_files("#style input.files", image_files["painting.png"])
+    uploads.wait_for(page, 1)
+    page.evaluate("(id) => history.pushState(null, '', `/j/${id}`)", unusual_job.id)
+    page.evaluate("dispatchEvent(new Event('popstate'))")
+    expect_end(page)
+    respond_with_error("bad_image", "It is damaged.", 422)(uploads.routes[0])
+    expect(page.locator("#style .own")).to_have_count(0)
+    expect(page.locator("#mask-overlay")).to_be_hidden()
+    page.go_back()
+    expect(page.locator("#mask-overlay")).to_be_visible()
 
 
 # ---------------------------------------------------------------------- filmstrip
@@ -758,6 +791,44 @@ def test_a_reload_keeps_photo_style_settings_and_mask(
     expect(page.locator("#photo .status")).to_have_text("72 × 96 px")
 
 
+def test_a_changed_setting_does_not_write_the_pictures_again(
+    open_page: OpenPage, image_files: dict[str, Path]
+) -> None:
+    """A photo has megabytes, and a slider changes with each pixel."""
+    page = open_page("/livez")
+    page.add_init_script(WATCH_SAVES)
+    page.goto("/")
+    choose_files(page, image_files["rotated.jpg"], image_files["painting.png"])
+    expect(page.locator("#photo .status")).to_have_text("72 × 96 px")
+    expect(page.locator("#style .status")).to_have_text("96 × 75 px")
+    page.wait_for_function("() => saved.some(([, hasFile]) => hasFile)")
+    page.wait_for_timeout(400)
+    page.evaluate("saved.length = 0")
+    page.locator("#parameter-strength").fill("0.8")
+    page.wait_for_function("() => saved.length")
+    assert page.evaluate("saved") == [["current", False]]
+
+
+def test_two_tabs_keep_their_choices_and_the_pictures_of_each_other(
+    open_page: OpenPage, image_files: dict[str, Path], until: Any
+) -> None:
+    page = open_page()
+    other = page.context.new_page()
+    other.goto("/")
+    for tab, name in ((page, "rotated.jpg"), (other, "painting.png")):
+        expect(tab.locator("#presets button").first).to_be_visible()
+        tab.set_input_files("#photo input.files", image_files[name])
+        expect(tab.locator("#photo .status")).to_have_text(re.compile(r"\d+ × \d+ px"))
+    load = """async () => (await import("./web/drafts.js")
+        .then(({ loadDraft }) => loadDraft("own")))[0].length"""
+    until(lambda: page.evaluate(load) == 2, "both are saved")
+    with page.expect_navigation():
+        page.click("#language")
+
+    expect(page.locator("#photo .own")).to_have_count(2)
+    expect(page.locator("#photo [aria-pressed=true] .name")).to_have_text("rotated")
+
+
 @pytest.mark.parametrize("size", [(400, 768), (900, 300)])
 def test_a_chosen_photo_is_shown_whole(open_page: OpenPage, size: tuple[int, int]) -> None:
     page = open_page()
@@ -830,12 +901,13 @@ def test_advanced_parameters_have_plain_labels_and_the_phone_page_is_short(
     assert page.evaluate("document.documentElement.scrollHeight") < 1700
 
 
-def test_paint_waits_for_a_service_that_cannot_take_the_pictures_yet(open_page: OpenPage) -> None:
+@pytest.mark.parametrize("path", ["images", "jobs"])
+def test_paint_waits_for_a_service_that_cannot_take_it_yet(open_page: OpenPage, path: str) -> None:
     page = open_page()
     choose_examples(page)
     set_parameters(page)
     refuse = respond_with_error("storage_full", "The disk is full.")
-    page.route("**/v1/images", refuse, times=3)
+    page.route(f"**/v1/{path}", refuse, times=2)
     page.click("#submit-job")
     expect(page.locator("#submit-error")).to_have_text("The disk is full. This page keeps trying.")
     page.wait_for_url(re.compile("/j/job_"))
@@ -890,6 +962,12 @@ def test_a_drop_on_a_result_begins_a_new_painting_and_a_painted_png_restores_its
     open_page: OpenPage, shared_service: Any, unusual_job: Any, image_files: dict[str, Path]
 ) -> None:
     page = open_page(f"/j/{unusual_job.id}")
+    expect_end(page)
+    page.route("**/v1/images/*", lambda route: route.abort())
+    drop(page, "painted.png", shared_service.client.result(unusual_job.id))
+    expect(page.locator("#toast")).to_contain_text("The service does not answer.")
+    page.unroute_all()
+    page.go_back()
     expect_end(page)
     drop(page, "dropped.png", image_files["painting.png"].read_bytes())
     expect(page.locator("#submit-view")).to_be_visible()
@@ -949,6 +1027,13 @@ def test_every_style_shows_its_own_painting_and_all_can_be_tried_at_once(
     expect(page.locator("#batch")).to_be_hidden()
     expect(page.locator("#stage img.after")).to_have_attribute("src", re.compile("^blob:"))
     expect(page.locator("#style [aria-pressed=true] .name")).to_have_text("Ink")
+
+    page.click("#try-all")
+    page.set_input_files("#photo input.files", image_files["painting.png"])
+    expect(page.locator("#photo .status")).to_have_text("96 × 75 px")
+    page.locator("#batch-tiles button").nth(4).click()
+    expect(page.locator("#stage img.before")).to_have_js_property("naturalWidth", 96)
+    expect(page.locator("#stage img.after")).not_to_have_attribute("src", re.compile("."))
 
 
 def test_a_draft_that_is_deleted_meanwhile_moves_no_other(open_page: OpenPage) -> None:

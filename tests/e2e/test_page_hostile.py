@@ -14,6 +14,7 @@ import redis
 from api_process import ApiProcess
 from page_actions import (
     OpenPage,
+    PausedRequests,
     end_toast,
     expect,
     expect_end,
@@ -124,8 +125,8 @@ def _submit(page: Any) -> str:
     return str(page.url.rpartition("/")[2])
 
 
-def test_a_job_that_another_tab_deletes_leaves_this_one(
-    visit: OpenPage, client: Client, cancel_job: Any, until: Any
+def test_a_job_that_another_tab_deletes_leaves_this_one_at_once(
+    visit: OpenPage, client: Client, cancel_job: Any
 ) -> None:
     shown, listed = cancel_job(), cancel_job()
     page = visit(f"/j/{shown}")
@@ -138,7 +139,20 @@ def test_a_job_that_another_tab_deletes_leaves_this_one(
         tile_of(other, job_id).locator("a").focus()
         other.keyboard.press("Delete")
     end_toast(other)
-    until(lambda: not [*client.jobs()], "both are deleted")
+    expect(page.locator("#status")).to_have_text("We can’t find this painting")
+    expect(page.locator("#history-list li")).to_have_count(0)
+    assert not [*client.jobs()]
+
+
+def test_a_job_that_another_device_deletes_leaves_when_the_page_hears_of_it(
+    visit: OpenPage, client: Client, cancel_job: Any
+) -> None:
+    shown, listed = cancel_job(), cancel_job()
+    page = visit(f"/j/{shown}")
+    expect(page.locator("#another")).to_be_visible()
+    expect(tile_of(page, listed)).to_have_count(1)
+    for job_id in (shown, listed):
+        client.delete(job_id)
     page.evaluate(RETURN_TO_TAB)
     expect(tile_of(page, listed)).to_have_count(0)
 
@@ -146,6 +160,48 @@ def test_a_job_that_another_tab_deletes_leaves_this_one(
     expect(page.locator("#status")).to_have_text("We can’t find this painting")
     expect(page.locator("#ended-controls")).to_be_hidden()
     expect(tile_of(page, shown)).to_have_count(0)
+
+
+def test_deletions_one_after_the_other_have_one_undo(
+    visit: OpenPage, client: Client, cancel_job: Any, until: Any
+) -> None:
+    """As by a key that is held for too long."""
+    ids = [cancel_job() for _ in range(3)]
+    page = visit()
+    for undoes in (True, False):
+        tile_of(page, ids[2]).locator("a").focus()
+        for _ in range(2):
+            page.keyboard.press("Delete")
+        expect(page.locator("#toast")).to_contain_text("2 paintings deleted.")
+        expect(page.locator("#history-list li")).to_have_count(1)
+        assert {job.id for job in client.jobs()} == {*ids}
+        if undoes:
+            page.click("#toast button")
+            expect(page.locator("#history-list li")).to_have_count(3)
+    end_toast(page)
+    until(lambda: [job.id for job in client.jobs()] == ids[:1], "both are deleted")
+
+
+def test_a_deletion_is_not_lost_with_the_key(
+    visit: OpenPage, client: Client, cancel_job: Any, until: Any
+) -> None:
+    job_id = cancel_job()
+    page = visit()
+    tile = tile_of(page, job_id)
+    tile.locator("a").focus()
+    page.keyboard.press("Delete")
+    expect(tile).to_have_count(0)
+    page.click("#forget-key")
+    expect(page.locator("#key-form")).to_be_visible()
+    until(lambda: not [*client.jobs()], "it is deleted")
+
+
+def test_a_new_job_gets_its_tile_also_if_the_list_fails_at_first(visit: OpenPage) -> None:
+    page = visit()
+    expect(page.locator("#history-empty")).to_be_visible()
+    page.route(re.compile(r"/v1/jobs[?]"), lambda route: route.abort(), times=1)
+
+    expect(tile_of(page, _submit(page))).to_have_count(1)
 
 
 @pytest.mark.parametrize("storage", ["full", "forbidden"])
@@ -171,8 +227,11 @@ def test_without_storage_the_page_works_until_it_is_closed(
         page.keyboard.press("Enter")
     page.set_input_files("#photo input.files", image_files["rotated.jpg"])
     expect(page.locator("#photo .status")).to_have_text("72 × 96 px")
-    draft = "import('./web/drafts.js').then(({ saveDraft }) => saveDraft({ photo: [new Blob()] }))"
-    assert page.evaluate(draft) is None, "the database refuses"
+    save = """async () => {
+        const { loadDraft, saveDraft } = await import("./web/drafts.js");
+        await saveDraft("test", () => "x".repeat(1 << 20));
+        return loadDraft("test"); }"""
+    assert page.evaluate(save) is None, "the database refuses"
     _submit(page)
 
     expect(page.locator("#canvas-title")).to_have_text("rotated × Brush strokes")
@@ -248,8 +307,7 @@ def test_a_page_of_an_earlier_version_works_on_and_offers_the_new_one(
         context = browser.new_context(service_workers="allow", locale="en")
         page = context.new_page()
         page.goto(api.url)
-        page.evaluate("navigator.serviceWorker.ready.then(() => null)")
-        page.reload()
+        page.wait_for_function("() => navigator.serviceWorker.controller")
         expect(page.locator("#presets button").first).to_be_visible()
         code = page.get_attribute("script[type=module]", "src")
         api.restart_api(MAX_SIZE_PX="1024")
@@ -291,6 +349,36 @@ def test_a_key_that_is_revoked_while_a_job_waits_is_asked_for_again(
     expect(tile_of(page, own)).to_have_count(0)
     page.click("text=New painting")
     expect(tile_of(page, _submit(page))).to_have_count(1)
+
+
+def test_an_answer_to_the_old_key_does_not_ask_for_another_one(
+    visit: OpenPage,
+    keys: ApiKeyStore,
+    caller: tuple[ApiKey, str],
+    image_files: dict[str, Path],
+    until: Any,
+) -> None:
+    def is_asked() -> bool:  # a process remembers a key for seconds
+        page.evaluate(RETURN_TO_TAB)
+        return bool(page.locator("#key").is_visible())
+
+    page = visit()
+    expect(page.locator("#presets button").first).to_be_visible()
+    uploads = PausedRequests(page, "**/v1/images", "POST")
+    page.set_input_files("#photo input.files", image_files["rotated.jpg"])
+    uploads.wait_for(page, 1)
+    _, other = keys.create("Bob")
+    keys.revoke(caller[0].id)
+    until(is_asked, "the key is refused")
+    page.fill("#key", other)
+    page.keyboard.press("Enter")
+    expect(page.locator("#key-form")).to_be_hidden()
+
+    uploads.routes[0].continue_()
+    uploads.wait_for(page, 2)
+    uploads.routes[1].continue_()
+    expect(page.locator("#photo .status")).to_have_text("72 × 96 px")
+    expect(page.locator("#key-form")).to_be_hidden()
 
 
 @pytest.fixture

@@ -188,6 +188,19 @@ def test_the_shell_opens_without_a_connection_and_nothing_else_is_kept(
     assert all(path.endswith((".js", ".css", ".svg", ".woff2")) for path in rest)
 
 
+def test_where_the_storage_is_full_the_worker_keeps_less_and_breaks_nothing(
+    open_installed: Open, api: ApiProcess
+) -> None:
+    page = open_installed(api.url)
+    page.context.new_cdp_session(page).send(
+        "Storage.overrideQuotaForOrigin", {"origin": api.url, "quotaSize": 1}
+    )
+    folder = page.get_attribute("script[type=module]", "src").rpartition("/")[0]
+    load = "path => fetch(path).then(({ ok }) => ok, () => false)"
+
+    assert page.evaluate(load, f"{folder}/text-zh.js")
+
+
 def test_a_repeated_load_asks_the_service_for_the_document_only(
     open_installed: Open, api: ApiProcess
 ) -> None:

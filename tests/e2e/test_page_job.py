@@ -122,6 +122,7 @@ def test_a_repeated_job_and_the_curl_command_have_the_same_input(
     command = shlex.split(page.locator("#command").text_content().replace("\\\n", " "))
     by_curl = json.loads(subprocess.run([*command, "-s"], capture_output=True, check=True).stdout)
     page.click("#close-command")
+    expect(page.locator(".menu summary")).to_be_focused()
     page.click("#reuse")
     expect(page.locator("#submit-view")).to_be_visible()
     page.click("#submit-job")
@@ -131,6 +132,24 @@ def test_a_repeated_job_and_the_curl_command_have_the_same_input(
     repeated = shared_service.client.job(page.url.rpartition("/")[2])
     by_command = shared_service.client.job(by_curl["id"])
     assert [repeated.input, by_command.input] == [first.input] * 2
+
+
+def test_edit_and_repaint_changes_nothing_once_the_user_has_gone_elsewhere(
+    open_page: OpenPage, unusual_job: Any
+) -> None:
+    page = open_page(f"/j/{unusual_job.id}")
+    expect_end(page)
+    requests = PausedRequests(page, re.compile(r"/v1/images/[^?]+$"), "GET")
+    page.click("#reuse")
+    requests.wait_for(page, 2)
+    page.click(".brand")
+    page.locator("#parameter-strength").fill("0.9")
+    for route in requests.routes:
+        with page.expect_event("requestfinished"):
+            route.continue_()
+    page.wait_for_timeout(300)
+    expect(page.locator("#parameter-strength")).to_have_value("0.9")
+    expect(page.locator("#photo [aria-pressed=true]")).to_have_text("Harbor")
 
 
 @pytest.fixture
@@ -247,6 +266,11 @@ def test_result_frames_and_timelapse_are_fetched_again_after_failures(
     page.goto(f"/j/{unusual_job.id}")
     expect(page.locator("#job-error")).to_contain_text("keeps trying")
     expect_end(page)
+    expect(page.locator("#job-error")).to_be_hidden()
+    page.route(re.compile(r"/frames/\d+"), lambda route: route.abort(), times=1)
+    page.click("#play")
+    expect(page.locator("#play")).to_have_accessible_name("Pause")
+    expect(page.locator("#play")).to_have_accessible_name("Time-lapse")
     expect(page.locator("#job-error")).to_be_hidden()
     page.locator("#frame").fill("0")
     expect(page.locator("output[for=frame]")).to_contain_text("/40")

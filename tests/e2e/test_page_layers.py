@@ -14,16 +14,22 @@ def _open_dialog(page: Any) -> None:
     page.click("#show-command")
 
 
-# By page: what opens a layer, what is visible then, and the page's own button that closes it.
-LAYERS: dict[str, list[tuple[Callable[[Any], None], str, str]]] = {
+# By page: what opens a layer, what is visible then, the page's own button that closes it, and what
+# has the focus afterwards.
+LAYERS: dict[str, list[tuple[Callable[[Any], None], str, str, str]]] = {
     "editor": [
-        (lambda page: page.click("#open-mask"), "#mask-layer", "#mask-done"),
-        (lambda page: page.click("#try-all"), "#batch", "#batch-close"),
-        (lambda page: page.click("#select"), "#selection", "#select"),
+        (lambda page: page.click("#open-mask"), "#mask-layer", "#mask-done", "#open-mask"),
+        (lambda page: page.click("#try-all"), "#batch", "#batch-close", "#try-all"),
+        (lambda page: page.click("#select"), "#selection", "#select", "#select"),
     ],
     "job": [
-        (_open_dialog, "#command-dialog", "#close-command"),
-        (lambda page: page.click("#full-screen"), "#canvas:fullscreen", "#full-screen"),
+        (_open_dialog, "#command-dialog", "#close-command", ".menu summary"),
+        (
+            lambda page: page.click("#full-screen"),
+            "#canvas:fullscreen",
+            "#full-screen",
+            "#full-screen",
+        ),
     ],
 }
 
@@ -35,6 +41,7 @@ def test_back_closes_what_lies_over_the_page_and_then_leaves_it(
     def expect_closed() -> None:
         page.wait_for_function("() => !history.state?.layers")
         expect(layer.locator("visible=true")).to_have_count(0)
+        expect(focused).to_be_focused()
         assert page.url == address
 
     page = open_page("/livez")
@@ -46,8 +53,8 @@ def test_back_closes_what_lies_over_the_page_and_then_leaves_it(
     else:
         expect_end(page)
     address = page.url
-    for show, part, button in LAYERS[name]:
-        layer = page.locator(part)
+    for show, part, button, focus in LAYERS[name]:
+        layer, focused = page.locator(part), page.locator(focus)
         for close in (page.go_back, lambda selector=button: page.click(selector), page.go_back):
             show(page)
             expect(layer).to_be_visible()

@@ -26,6 +26,10 @@ COUNT_CHANGES = """(slider) => {
     window.changes = 0;
     for (const type of ["input", "change"]) addEventListener(type, () => { window.changes++; });
 }"""
+# The buttons whose text is cut off.
+CLIPPED = """() => [...document.querySelectorAll("button, select")]
+    .filter((one) => one.checkVisibility() && one.scrollWidth > one.clientWidth)
+    .map(({ id }) => id)"""
 # The tests are slower than fingers.
 STOP_TIME = "() => { const now = performance.now(); performance.now = () => now; }"
 ID_AT = """([x, y]) => document.elementFromPoint(x, y).closest("[id], .remove").id"""
@@ -382,7 +386,7 @@ def test_an_upright_painting_is_large_and_a_tap_makes_it_larger(
     assert page.locator("#canvas").get_attribute("class") == ""
 
 
-@pytest.mark.parametrize("size", [(375, 667), (320, 568), (667, 375)])
+@pytest.mark.parametrize("size", [(375, 667), (320, 568), (667, 375), (568, 320)])
 def test_the_main_actions_are_in_view_and_fields_are_not_zoomed(
     open_phone: OpenPage, unusual_job: Any, submit_from: Callable[..., str], size: tuple[int, int]
 ) -> None:
@@ -393,6 +397,8 @@ def test_the_main_actions_are_in_view_and_fields_are_not_zoomed(
     expect_end(page)
     for selector in ("#download", "#share"):
         expect(page.locator(selector)).to_be_in_viewport(ratio=0.99)
+    expect(page.locator("#frames")).to_be_visible()
+    assert page.evaluate(CLIPPED) == []
     assert page.evaluate(small) == []
     page.goto(f"/j/{submit_from(iterations=4000)}")
     for selector in ("#stop", "#cancel"):
@@ -465,7 +471,7 @@ def test_a_reload_shows_no_sample_before_the_users_photo(
     page.set_input_files("#photo input.files", image_files["rotated.jpg"])
     load = """async () => {
         const { loadDraft } = await import("./web/drafts.js");
-        return (await loadDraft("current"))?.photo[0].digest; }"""
+        return (await loadDraft("own"))?.[0][0]?.digest; }"""
     until(lambda: page.evaluate(load), "the draft is saved")
     page.add_init_script("""
         window.seen = [];

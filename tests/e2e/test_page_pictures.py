@@ -29,6 +29,19 @@ WATCH_PAINTING = """() => {
         if (!image.naturalWidth) window.empty++;
     }).observe(image, { attributeFilter: ["src"] });
 }"""
+WATCH_OBJECT_URLS = """
+    window.urls = new Set();
+    const { createObjectURL, revokeObjectURL } = URL;
+    URL.createObjectURL = (blob) => {
+        const url = createObjectURL(blob);
+        urls.add(url);
+        return url;
+    };
+    URL.revokeObjectURL = (url) => { urls.delete(url); revokeObjectURL(url); };
+"""
+# Object URLs that no image of the document shows.
+COUNT_UNUSED_URLS = """() => [...urls]
+    .filter((url) => !document.querySelector(`img[src="${url}"]`)).length"""
 # Notes the greatest value that the divider has had.
 WATCH_DIVIDER = """
     window.furthest = 0;
@@ -148,7 +161,7 @@ def test_a_reload_keeps_all_pictures_of_the_user(
         await import("./web/drafts.js").then(({ loadDraft }) => loadDraft("own")) ?? null)"""
     until(lambda: page.evaluate(load).count("sha256:") == 3, "the pictures are saved")
     choice = load.replace('"own"', '"current"')
-    until(lambda: '"source":"strokes"' in page.evaluate(choice), "the choice is saved")
+    until(lambda: '"id":"strokes"' in page.evaluate(choice), "the choice is saved")
     page.reload()
 
     names = page.locator("#photo .own .name")
@@ -172,6 +185,21 @@ def test_a_reload_keeps_all_pictures_of_the_user(
     expect(page.locator("#submit-view")).to_be_visible()
     expect(names).to_have_text(["rotated"])
     expect(page.locator("#style .own .name")).to_have_text(["painting"])
+
+
+def test_a_picture_that_is_removed_is_not_kept_in_memory(
+    open_page: OpenPage, image_files: dict[str, Path], until: Any
+) -> None:
+    page = open_page("/livez")
+    page.add_init_script(WATCH_OBJECT_URLS)
+    page.goto("/")
+    page.set_input_files("#photo input.files", image_files["rotated.jpg"])
+    expect(page.locator("#photo .status")).to_have_text("72 × 96 px")
+    page.locator("#photo .own .remove").click(force=True)
+    until(lambda: page.evaluate(COUNT_UNUSED_URLS) == 0, "its address is gone")
+    page.click("#toast button")
+    expect(page.locator("#photo .own img")).to_have_js_property("naturalWidth", 72)
+    expect(page.locator("#stage img.before")).to_have_js_property("naturalWidth", 72)
 
 
 # ---------------------------------------------------------------------- names and places

@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 from page_actions import (
     OpenPage,
+    PausedRequests,
     change_form,
     choose_examples,
     choose_files,
@@ -154,11 +155,22 @@ def test_a_picture_that_the_browser_cannot_read_is_shown_all_the_same(
     file = io.BytesIO()
     photo.save(file, "TIFF")
     page = open_page()
+    expect(page.locator("#presets button").first).to_be_visible()
     upload = {"name": "scan.tiff", "mimeType": "image/tiff", "buffer": file.getvalue()}
+    page.route("**/v1/images", lambda route: route.abort(), times=1)
+    copies = PausedRequests(page, re.compile("width=(?!256$)"), "GET")
     page.set_input_files("#photo input.files", upload)
+    copies.wait_for(page, 1)
+    job_id = submit_job(page).rpartition("/")[2]
+    copies.wait_for(page, 2)
+    for route in copies.routes:
+        route.continue_()
+    page.unroute_all()
+    expect(page.locator("#stage img.before")).to_have_js_property("naturalWidth", 96)
+    page.go_back()
     for image in ("#stage img.before", "#photo .own img"):
         expect(page.locator(image)).to_have_js_property("naturalWidth", 96)
-    job_id = submit_job(page).rpartition("/")[2]
+    page.go_forward()
     page.reload()
     expect(page.locator("#stage img.before")).to_have_js_property("naturalWidth", 96)
     shared_service.client.wait(job_id)
