@@ -86,9 +86,7 @@ export const ARROWS = {
   ArrowLeft: [-1, 0], ArrowRight: [1, 0], ArrowUp: [0, -1], ArrowDown: [0, 1],
 };
 
-export function announce(text) {
-  if (byId("announcement").textContent !== text) setText("announcement", text);
-}
+export const announce = (text) => setText("announcement", text);
 
 // Makes one Tab stop of several buttons; arrow keys, Home and End move between them.
 export function makeRoving(root) {

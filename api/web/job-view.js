@@ -151,7 +151,7 @@ export class JobView {
     if (!previous) {
       setText("canvas-title", titleOf(job));
       byId("strength").value = job.input.spec.strength;
-      this.#showStrength();
+      this.#showStrength(job.input.spec.strength);
       this.#showInputs(job, signal);
     }
     this.#showTexts(job);
@@ -311,8 +311,8 @@ export class JobView {
     if (blob && !this.viewer.result) this.viewer.showPainting(blob, titleOf(this.job));
   }
 
-  #showStrength() {
-    setValueText(byId("strength"), formatPercent(byId("strength").value));
+  #showStrength(share = byId("strength").value) {
+    setValueText(byId("strength"), formatPercent(share));
   }
 
   // Sends one update at a time, and then the latest value; repeats it after a network failure.

@@ -106,7 +106,6 @@ export class MaskEditor extends EventTarget {
   open() {
     this.isOpen = true;
     openLayer(this.close);
-    this.render();
     this.#select({ side: "photo", selected: this.style.pictures[0] });
   }
 
@@ -114,18 +113,19 @@ export class MaskEditor extends EventTarget {
     if (!this.isOpen) return;
     this.isOpen = false;
     closeLayer(this.close);
-    this.render();
     this.notifyChange();
     byId("open-mask").focus();
   };
 
   clear() {
     this.#reset();
-    this.render();
     this.notifyChange();
   }
 
-  notifyChange() { this.dispatchEvent(new Event("change")); }
+  notifyChange() {
+    this.render();
+    this.dispatchEvent(new Event("change"));
+  }
 
   // Shows all masks of the photo at once, each in the color of its style, or that of one style's
   // picture; and the tools.
@@ -214,14 +214,12 @@ export class MaskEditor extends EventTarget {
     if (!from.length) return;
     to.push(this.state);
     this.state = from.pop();
-    this.render();
     this.notifyChange();
   }
 
   #change(action) {
     this.#remember();
     action();
-    this.render();
     this.notifyChange();
   }
 

@@ -578,6 +578,7 @@ def test_the_result_is_whole_until_the_handle_is_dragged_and_can_be_saved(
     page = open_page(f"/j/{unusual_job.id}")
     expect_end(page)
     assert page.input_value("#divider") == "0"
+    assert page.text_content("output[for=strength]") == "33 %", "between two steps of the slider"
     assert page.evaluate(top_element) == "layer after", "the browser's menu saves the result"
     again = """async (image) => {
         const copy = new Image();

@@ -425,6 +425,14 @@ def test_a_download_is_busy_until_it_is_saved(open_phone: OpenPage, unusual_job:
     expect(page.locator("#download")).not_to_have_attribute("aria-busy", "true")
     assert len(requests.routes) == 1
 
+    # A screen reader hears the same message again.
+    page.evaluate("""() => new MutationObserver(() => { window.isAnnounced = true; })
+        .observe(document.querySelector("#announcement"), { childList: true })""")
+    page.select_option("#format", "png")
+    with page.expect_download():
+        page.tap("#download")
+    page.wait_for_function("() => window.isAnnounced")
+
 
 def test_two_fingers_zoom_a_photo_and_do_not_paint_a_mask(open_phone: OpenPage) -> None:
     page = open_phone()
