@@ -207,7 +207,7 @@ loadTexts().then(() => {
     menu.open = false;
     menu.firstElementChild.focus();
   };
-  // Before the button acts: its dialog returns the focus.
+  // Before the button acts: a dialog returns the focus.
   listen(menu, "click", ({ target }) => { if (target.closest("button")) closeMenu(); }, true);
   listen(menu, "keydown", ({ key }) => { if (key === "Escape") closeMenu(); });
   makeRoving(byId("style-tools"));

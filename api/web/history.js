@@ -20,7 +20,7 @@ const STORAGE_NAME = "impasto history";
 const MAX_NAMES = 300, PAGE_SIZE = 20, MAX_PAGE_SIZE = 100;
 const POLL_SECONDS = 2, HIDDEN_POLL_SECONDS = 15;
 const UNDO_SECONDS = 10;
-const deletions = new BroadcastChannel("impasto deletions");  // tells the other tabs
+const deletions = new BroadcastChannel("impasto deletions");  // to other tabs
 // Tiles beside the view that are in the document; that have a picture.
 const TILES_AHEAD = 15, PICTURES_AHEAD = 5;
 

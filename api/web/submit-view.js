@@ -39,7 +39,7 @@ export class SubmitView {
     this.parameters = null;
     this.initImage = null;  // the digest of an earlier job's initial image
     this.draft = null;  // {photo, style, blob} of "Try all" that the user has picked
-    this.known = new Set();  // the ids of own pictures that this tab has or had
+    this.known = new Set();  // ids of own pictures that this tab has or had
     onClick("mix-styles", () => this.setMixing(!this.style.isMixing));
     onClick("try-all", onTryAll);
     onClick("auto-regions", () => this.parameters?.toggleRegions());
@@ -162,8 +162,9 @@ export class SubmitView {
 
   // Shows the chosen styles in a corner of a photo whose painting does not exist yet.
   #showStyleCard(isShown) {
-    const images = this.style.pictures.map((style) => this.style.imageOf(style).cloneNode());
-    byId("style-card").replaceChildren(...images.map((image) => Object.assign(image, { alt: "" })));
+    const images = this.style.pictures.map((style) =>
+      Object.assign(this.style.imageOf(style).cloneNode(), { alt: "" }));
+    byId("style-card").replaceChildren(...images);
     setVisible("style-card", isShown);
   }
 
@@ -309,7 +310,7 @@ export class SubmitView {
       ({ id, file, name, digest, width, height, isPhoto, slowSide });
     const own = this.pickers.map((picker) => picker.own.map(describe));
     for (const { id } of own.flat()) this.known.add(id);
-    // Without the files, which are written only when the pictures change.
+    // Without the files: they are written only when pictures change.
     const text = JSON.stringify(own);
     if (text !== this.savedOwn) {
       const isOfOtherTab = ({ id }) => id && !this.known.has(id);
@@ -335,16 +336,16 @@ export class SubmitView {
     const restore = ({ own, samples }, items) => items.map(({ id, weight }) => {
       const picture = [...own, ...samples].find((one) => one.id === id);
       return picture && Object.assign(picture, { weight });
-    }).filter(Boolean);
+    });
     const [photo] = restore(this.photo, draft.photo), styles = restore(this.style, draft.styles);
-    if (!photo || !styles.length) return;
-    this.#choose(photo, styles, draft.isMixing, styles.map(({ weight }) => weight / 100));
+    const isWhole = photo && styles.every(Boolean);  // else a file is missing
+    if (isWhole) this.#choose(photo, styles, draft.isMixing, styles.map(({ weight }) => weight / 100));
     this.initImage = draft.initImage;
     this.isInUse = true;
     const { spec, ...options } = draft.changes;
     this.parameters.setSpec(spec);
     this.parameters.setOptions(options);
-    await this.masks.load(draft.masks);
+    if (isWhole) await this.masks.load(draft.masks);
   }
 }
 

@@ -830,6 +830,27 @@ def test_two_tabs_keep_their_choices_and_the_pictures_of_each_other(
     expect(page.locator("#photo [aria-pressed=true] .name")).to_have_text("rotated")
 
 
+def test_without_space_for_the_pictures_a_reload_keeps_the_settings(
+    open_page: OpenPage, image_files: dict[str, Path], until: Any
+) -> None:
+    def evaluate(code: str) -> Any:
+        imported = 'const { loadDraft, saveDraft } = await import("./web/drafts.js");'
+        return page.evaluate(f"async () => {{ {imported} {code} }}")
+
+    page = open_page()
+    expect(page.locator("#presets button").first).to_be_visible()
+    page.set_input_files("#photo input.files", image_files["rotated.jpg"])
+    expect(page.locator("#photo .status")).to_have_text("72 × 96 px")
+    page.locator("#parameter-strength").fill("0.8")
+    load = 'return (await loadDraft("current"))?.changes.spec.strength'
+    until(lambda: evaluate(load) == 0.8, "the draft is saved")
+    evaluate('await saveDraft("own", () => [[], []])')
+    page.reload()
+
+    expect(page.locator("#parameter-strength")).to_have_value("0.8")
+    expect(page.locator("#photo [aria-pressed=true]")).to_have_text("Harbor")
+
+
 @pytest.mark.parametrize("size", [(400, 768), (900, 300)])
 def test_a_chosen_photo_is_shown_whole(open_page: OpenPage, size: tuple[int, int]) -> None:
     page = open_page()
