@@ -10,6 +10,7 @@ the key of an operator in any case.
 This module knows paths, but no routes.
 """
 
+import asyncio
 import math
 import time
 from collections.abc import Awaitable, Callable
@@ -169,12 +170,16 @@ class _CachedKey:
 
 
 class ApiKeyCache:
-    """Caches each recently used key for a second, so that polling reads Redis once a second."""
+    """Caches each recently used key for a second, so that polling reads Redis once a second.
+
+    For one event loop.
+    """
 
     def __init__(self, keys: ApiKeyStore) -> None:
         self._keys = keys
         # By secret. Only valid keys get an entry, so an untrusted client cannot make this grow.
         self._cached: dict[str, _CachedKey] = {}
+        self._reads: dict[str, asyncio.Task[ApiKey]] = {}  # by secret; those that go on
 
     async def is_valid(self, secret: str) -> bool:
         """Whether the key still works.
@@ -195,9 +200,18 @@ class ApiKeyCache:
 
     async def find(self, secret: str) -> ApiKey:
         """The key with this secret. Raises Unauthorized, StoreUnavailable."""
-        cached, now = self._cached.get(secret), time.monotonic()
-        if cached is not None and now < cached.expires_at:
+        cached = self._cached.get(secret)
+        if cached is not None and time.monotonic() < cached.expires_at:
             return cached.key
+        # A crowd of requests with one key shares the read: it must not occupy all threads.
+        read = self._reads.get(secret)
+        if read is None:
+            read = self._reads[secret] = asyncio.create_task(self._read(secret, cached))
+            read.add_done_callback(lambda _: self._reads.pop(secret))
+        return await asyncio.shield(read)  # a request that is canceled cancels no other
+
+    async def _read(self, secret: str, cached: _CachedKey | None) -> ApiKey:
+        now = time.monotonic()
         key = await run_in_threadpool(self._keys.find, secret)
         if key is None:
             self._cached.pop(secret, None)

@@ -1,5 +1,7 @@
 """Authentication: which keys are valid, what each may do, and how often."""
 
+import asyncio
+import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -14,7 +16,7 @@ from starlette.testclient import TestClient
 from api.app import create_app
 from api.fair_queue import FairQueue
 from api.middleware import auth
-from api.middleware.auth import classify_request
+from api.middleware.auth import ApiKeyCache, classify_request
 from api.rate_limit import RequestKind
 from api.settings import ApiSettings
 from core import errors
@@ -197,6 +199,38 @@ def test_a_revoked_key_works_for_at_most_a_second(
     monkeypatch.setattr(auth.time, "monotonic", lambda: now + 1)
     assert client.get("/v1/jobs", headers=headers).status_code == 401
     assert keys.list()[0].last_used_at is not None
+
+
+def test_a_crowd_of_requests_with_one_key_shares_one_read(
+    keys: ApiKeyStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    _, secret = keys.create("a")
+    find, reads, may_read = keys.find, list[str](), threading.Event()
+
+    def spy(text: str) -> Any:
+        reads.append(text)
+        assert may_read.wait(10)
+        return find(text)
+
+    monkeypatch.setattr(keys, "find", spy)
+
+    async def run() -> list[Any]:
+        cache = ApiKeyCache(keys)
+        texts = [*[secret] * 20, *["wrong"] * 20]
+        asked = [asyncio.create_task(cache.find(text)) for text in texts]
+        await asyncio.sleep(0)
+        asked[0].cancel()
+        may_read.set()
+        answers = await asyncio.gather(*asked, return_exceptions=True)
+        assert not cache._reads
+        return answers
+
+    canceled, *answers = asyncio.run(run())
+    assert isinstance(canceled, asyncio.CancelledError)
+    assert len({id(key) for key in answers[:19]}) == 1
+    assert answers[0].name == "a"
+    assert all(isinstance(error, errors.Unauthorized) for error in answers[19:])
+    assert sorted(reads) == sorted([secret, "wrong"])
 
 
 def test_a_key_cannot_exceed_its_highest_priority(serve: Serve, files: Any, bearer: Any) -> None:
