@@ -286,6 +286,7 @@ class Subscription:
         "_has_changed",
         "_is_open",
         "_loop",
+        "_rings_at",
         "_timer",
         "_waiter",
         "owner",
@@ -298,8 +299,9 @@ class Subscription:
         self._is_open, self._has_changed = True, False
         self._loop = asyncio.get_running_loop()
         self._waiter: asyncio.Future[None] | None = None
-        self._timer: asyncio.TimerHandle | None = None
-        self._deadline = 0.0
+        # uvloop's timers do not always know their time: one that is due at once is a plain handle.
+        self._timer: asyncio.Handle | None = None
+        self._deadline = self._rings_at = 0.0
         for topic in topics.values():
             topic.subscriptions.add(self)
 
@@ -355,10 +357,11 @@ class Subscription:
         is then set again.
         """
         self._deadline = deadline
-        if self._timer is not None and deadline < self._timer.when():
+        if self._timer is not None and deadline < self._rings_at:
             self._timer.cancel()
             self._timer = None
         if self._timer is None:
+            self._rings_at = deadline
             self._timer = self._loop.call_at(deadline, self._end_wait)
 
     def _end_wait(self) -> None:

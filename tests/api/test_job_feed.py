@@ -8,6 +8,7 @@ import types
 from typing import Any
 
 import pytest
+import uvloop
 
 from api.job_feed import MAX_BATCH, JobFeed, JobSnapshot
 from core import errors
@@ -87,6 +88,26 @@ def test_a_subscription_reports_each_change_of_its_jobs_once_until_it_is_closed(
         return changes, topics
 
     assert asyncio.run(follow()) == ([True, False, False, True, True, False], {"b"})
+
+
+def test_a_change_that_comes_as_a_wait_ends_does_not_end_the_stream(unreachable_url: str) -> None:
+    """The timer of the wait is due then, and uvloop's own class of timers does not hold it."""
+
+    async def run() -> list[bool]:
+        feed = JobFeed(unreachable_url, 10)
+        subscription = feed.subscribe_to_many([], "anna")
+        changes = []
+        for _ in range(3):
+            subscription._set_timer(asyncio.get_running_loop().time())
+            subscription.notify()
+            changes.append(await subscription.wait(10))
+        changes.append(await subscription.wait(0.01))
+        subscription.close()
+        await feed.stop()
+        return changes
+
+    with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+        assert runner.run(run()) == [True, True, True, False]
 
 
 def test_a_request_never_gets_the_result_of_a_read_that_began_before_it(
