@@ -375,6 +375,7 @@ def test_an_upright_painting_is_large_and_a_tap_makes_it_larger(
     for leave in (page.go_back, lambda: page.touchscreen.tap(*center(page, "#stage"))):
         page.touchscreen.tap(*center(page, "#stage"))
         expect(page.locator("#canvas")).to_have_class("large")
+        expect(page.locator("#canvas-title")).to_have_css("padding-left", "16px")
         assert width() == pytest.approx(375, abs=1)
         page.wait_for_timeout(600)  # a second tap would be a double tap
         leave()
@@ -386,17 +387,27 @@ def test_an_upright_painting_is_large_and_a_tap_makes_it_larger(
     assert page.locator("#canvas").get_attribute("class") == ""
 
 
-@pytest.mark.parametrize("size", [(375, 667), (320, 568), (667, 375), (568, 320)])
+@pytest.mark.parametrize("size", [(375, 667), (344, 882), (320, 568), (667, 375), (568, 320)])
 def test_the_main_actions_are_in_view_and_fields_are_not_zoomed(
     open_phone: OpenPage, unusual_job: Any, submit_from: Callable[..., str], size: tuple[int, int]
 ) -> None:
     small = """() => [...document.querySelectorAll("main :is(input, select)")]
         .filter((one) => one.checkVisibility() && parseFloat(getComputedStyle(one).fontSize) < 16)
         .map(({ id }) => id)"""
+    margin = """(button) => {
+        const text = document.createRange();
+        text.selectNodeContents(button);
+        return button.getBoundingClientRect().right - text.getBoundingClientRect().right; }"""
     page = open_phone(f"/j/{unusual_job.id}", size)
     expect_end(page)
     for selector in ("#download", "#share"):
         expect(page.locator(selector)).to_be_in_viewport(ratio=0.99)
+        assert page.locator(selector).evaluate(margin) > 5
+    page.tap(".menu summary")
+    box = page.locator(".menu div").bounding_box()
+    assert 0 <= box["x"] <= size[0] - box["width"]
+    assert abs(center(page, "#reuse")[1] - center(page, ".menu summary")[1]) < 2, "one row"
+    page.tap(".menu summary")
     expect(page.locator("#frames")).to_be_visible()
     assert page.evaluate(CLIPPED) == []
     assert page.evaluate(small) == []
@@ -408,6 +419,18 @@ def test_the_main_actions_are_in_view_and_fields_are_not_zoomed(
     expect(page.locator("#submit-job")).to_be_in_viewport(ratio=0.99)
     open_part(page, "adjust")
     assert page.evaluate(small) == []
+
+
+@pytest.mark.parametrize("locale", ["en-US", "zh-CN"])
+def test_on_a_tablet_the_time_lapse_does_not_lie_under_the_panel(
+    open_page: OpenPage, unusual_job: Any, locale: str
+) -> None:
+    page = open_page(f"/j/{unusual_job.id}", width=900, locale=locale)
+    expect(page.locator("#frames")).to_be_visible()
+    for width in (900, 1024, 1060):
+        page.set_viewport_size({"width": width, "height": 768})
+        box, canvas = (page.locator(name).bounding_box() for name in ("#timelapse", "#canvas"))
+        assert box["x"] + box["width"] <= canvas["x"] + canvas["width"]
 
 
 def test_a_download_is_busy_until_it_is_saved(open_phone: OpenPage, unusual_job: Any) -> None:
