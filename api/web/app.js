@@ -89,12 +89,11 @@ loadTexts().then(() => {
       if (names) setNames(job.id, names);
       addJob(job, isShown(previous));
     },
-    // Back to where the job was begun.
-    async onCanceled(job) {
-      const { input, id, retried_from: source } = job;
-      if (!source) await editor.reuse(input, getNames(id), () => isShown(job));
+    // Back to where the job was begun: the editor still has what the user has chosen since then.
+    onCanceled(job) {
+      const { id, links, retried_from: source } = job, action = links.preview ? t("keep") : "";
       if (isShown(job)) navigate(source ? `j/${source}` : "./");
-      films.remove([id], { text: t("canceled"), action: t("keep") });
+      films.remove([id], { text: t("canceled"), action, opens: id });
     },
     onDelete: (job) => films.remove([job.id]),
     onMissing: (id) => films.forget(id),

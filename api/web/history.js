@@ -362,9 +362,10 @@ export class History {
   }
 
   // Hides the jobs at once, and deletes them when the time to undo is over. They join those of an
-  // earlier call that can still be undone.
-  remove(added, { text, action } = { text: t("deleted"), action: t("undo") }) {
-    const { current, rendered } = this, ids = this.undoable = [...this.undoable, ...added];
+  // earlier call that can still be undone. action: its name; without one, there is no such time.
+  // opens: the job that it opens again.
+  remove(added, { text = t("deleted"), action = t("undo"), opens = this.current } = {}) {
+    const { rendered } = this, ids = action ? [...this.undoable, ...added] : added;
     const hadFocus = rendered.some(({ job, tile }) =>
       added.includes(job.id) && tile.item.contains(document.activeElement));
     const place = this.#find(added[0])?.index;
@@ -384,12 +385,10 @@ export class History {
       restore();
       const entry = this.#find(added[0]);
       if (entry) this.#focus(entry);
-      const open = [current, this.current].find((id) => ids.includes(id));
+      const open = [opens, this.current].find((id) => ids.includes(id));
       if (open) this.onOpen(open);
     };
     const finish = async () => {
-      if (this.undoable !== ids) return;  // others have joined them
-      this.undoable = [];
       try {
         for (const id of ids) {
           await deleteJob(id);
@@ -400,8 +399,17 @@ export class History {
         showToast(t("notDeleted", { message: error.message }));
       }
     };
+    if (!action) {
+      showToast(text);
+      return void finish();
+    }
+    this.undoable = ids;
     if (ids.length > 1) [text, action] = [t("deletedMany", { n: ids.length }), t("undo")];
-    showToast(text, { seconds: UNDO_SECONDS, action, onAction: undo, onEnd: finish });
+    this.closeToast?.();
+    this.closeToast = showToast(text, { seconds: UNDO_SECONDS, action, onAction: undo, onEnd: () => {
+      this.undoable = [];
+      finish();
+    } });
   }
 
   // Deletes what can still be undone.

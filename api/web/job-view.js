@@ -42,7 +42,7 @@ export class JobView {
     onClick("cancel", async () => {
       const { job } = this;
       await this.#cancel();
-      await this.onCanceled(job);
+      this.onCanceled(job);
     });
     onClick("download", async () => { await this.#download(); showToast(t("saved")); });
     onClick("share", () => this.#share());

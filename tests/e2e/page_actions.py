@@ -85,12 +85,12 @@ def tile_of(page: Any, job_id: str) -> Any:
     return page.locator(f"#history-list [data-job={job_id}]")
 
 
-def end_toast(page: Any) -> None:
-    """End the message that is shown, as if its time were over."""
+def end_toasts(page: Any) -> None:
+    """End the messages that are shown, as if their time were over."""
     page.evaluate(
         """async () => {
           const { src } = document.querySelector("script[type=module]");  // of this version
-          (await import(new URL("toast.js", src))).endToast();
+          (await import(new URL("toast.js", src))).endToasts();
         }"""
     )
 

@@ -20,7 +20,7 @@ from page_actions import (
     change_form,
     choose_examples,
     choose_files,
-    end_toast,
+    end_toasts,
     expect,
     expect_end,
     needs_chromium,
@@ -302,6 +302,10 @@ def test_a_fresh_browser_shows_the_jobs_of_the_service_page_by_page(open_page: O
     page.unroute_all(behavior="ignoreErrors")
 
 
+# Shows a message.
+DROP_NOTHING = "() => dispatchEvent(new DragEvent('drop', { dataTransfer: new DataTransfer() }))"
+
+
 def test_a_deleted_painting_returns_with_undo_and_goes_when_the_time_is_over(
     open_page: OpenPage, shared_service: Any, unusual_job: Any, short_job: Any
 ) -> None:
@@ -316,6 +320,8 @@ def test_a_deleted_painting_returns_with_undo_and_goes_when_the_time_is_over(
     expect(page.locator("#toast")).to_contain_text("Painting deleted.")
     expect(page.locator("#submit-view")).to_be_visible()
     expect(tile_of(page, unusual_job.id)).to_have_count(0)
+    page.evaluate(DROP_NOTHING)
+    expect(page.locator("#toast > *")).to_have_text([re.compile("deleted"), re.compile("not an")])
     assert unusual_job.id in ids()
     page.click("#toast button")
     expect(tile_of(page, unusual_job.id)).to_have_count(1)
@@ -324,9 +330,11 @@ def test_a_deleted_painting_returns_with_undo_and_goes_when_the_time_is_over(
     tile_of(page, short_job.id).locator("a").focus()
     page.keyboard.press("Delete")
     expect(tile_of(page, short_job.id)).to_have_count(0)
+    page.focus("#toast button")
     with page.expect_response(lambda response: response.request.method == "DELETE"):
-        end_toast(page)
+        end_toasts(page)
     assert ids() & {unusual_job.id, short_job.id} == {unusual_job.id}
+    expect(page.locator("#main")).to_be_focused()
 
 
 def test_several_paintings_are_downloaded_as_a_zip_and_compared(
@@ -417,7 +425,7 @@ def test_several_deleted_paintings_return_in_their_places(
     page.click("#toast button")
     assert tiles.evaluate_all(order) == before
     page.click("#selection-delete")
-    end_toast(page)
+    end_toasts(page)
 
     until(lambda: {*ids} & {job.id for job in client.jobs()} == {ids[0]}, "two are deleted")
     client.delete(ids[0])

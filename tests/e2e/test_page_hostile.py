@@ -15,7 +15,7 @@ from api_process import ApiProcess
 from page_actions import (
     OpenPage,
     PausedRequests,
-    end_toast,
+    end_toasts,
     expect,
     expect_end,
     needs_chromium,
@@ -138,7 +138,7 @@ def test_a_job_that_another_tab_deletes_leaves_this_one_at_once(
     for job_id in (shown, listed):
         tile_of(other, job_id).locator("a").focus()
         other.keyboard.press("Delete")
-    end_toast(other)
+    end_toasts(other)
     expect(page.locator("#status")).to_have_text("We can’t find this painting")
     expect(page.locator("#history-list li")).to_have_count(0)
     assert not [*client.jobs()]
@@ -178,8 +178,20 @@ def test_deletions_one_after_the_other_have_one_undo(
         if undoes:
             page.click("#toast button")
             expect(page.locator("#history-list li")).to_have_count(3)
-    end_toast(page)
+    end_toasts(page)
     until(lambda: [job.id for job in client.jobs()] == ids[:1], "both are deleted")
+
+
+def test_what_is_canceled_while_it_waits_leaves_nothing_to_keep(
+    visit: OpenPage, client: Client, until: Any
+) -> None:
+    page = visit()
+    _submit(page)
+    page.click("#cancel")
+    expect(page.locator("#toast")).to_have_text("The painting is canceled.")
+    expect(page.locator("#submit-view")).to_be_visible()
+    until(lambda: not [*client.jobs()], "it is deleted")
+    expect(page.locator("#history-list li")).to_have_count(0)
 
 
 def test_a_deletion_is_not_lost_with_the_key(

@@ -15,7 +15,7 @@ from page_actions import (
     PausedRequests,
     choose_examples,
     choose_files,
-    end_toast,
+    end_toasts,
     expect,
     expect_end,
     needs_chromium,
@@ -361,7 +361,7 @@ def test_a_job_deleted_elsewhere_can_be_deleted_here(
     page.click(".menu summary")
     with page.expect_request(lambda request: request.method == "DELETE"):
         page.click("#delete")
-        end_toast(page)
+        end_toasts(page)
 
     expect(page.locator("#submit-view")).to_be_visible()
     expect(tile_of(page, job.id)).to_have_count(0)

@@ -9,7 +9,7 @@ import pytest
 from page_actions import (
     OpenPage,
     choose_files,
-    end_toast,
+    end_toasts,
     expect,
     expect_end,
     needs_chromium,
@@ -261,15 +261,21 @@ def test_canceled_paintings_leave_the_strip_unless_the_user_keeps_them(
         submit_job(page, size=64, iterations=4000)
         jobs.append(page.url.rpartition("/")[2])
         expect(page.locator("#stop")).to_be_enabled()
+        page.click("text=New painting")
+        page.locator("#parameter-strength").fill("0.9")
+        page.go_back()
+        expect(page.locator("#stop")).to_be_enabled()
         page.click("#cancel")
         expect(page.locator("#toast")).to_contain_text("The painting is canceled.")
         expect(page.locator("#submit-view")).to_be_visible()
+        expect(page.locator("#parameter-strength")).to_have_value("0.9")
         expect(tile_of(page, jobs[-1])).to_have_count(0)
         if keeps:
             page.click("#toast button")
+            expect_end(page, "Finished early")
             expect(tile_of(page, jobs[-1]).locator(".status")).to_have_text("Finished early")
         else:
-            end_toast(page)
+            end_toasts(page)
     assert client.job(jobs[1]).status == "canceled"
     assert jobs[0] not in [job.id for job in client.jobs()]
 
