@@ -72,6 +72,7 @@ loadTexts().then(() => {
     onOpen: (id) => navigate(`j/${id}`),
     onCompare: (a, b) => navigate(`?compare=${a},${b}`),
     onEnded: (job) => jobView.notify(job),
+    onQueueChange: () => editor.updateEstimate(),
     onDeletedElsewhere(id) {
       films.forget(id);
       if (path.includes(id)) navigate(location.href);
@@ -102,10 +103,7 @@ loadTexts().then(() => {
   });
   const comparison = new CompareView(viewer);
   const batch = new BatchView({
-    onStarted() {
-      films.refresh();
-      editor.updateEstimate();
-    },
+    onStarted: () => films.refresh(),
     onPick({ photo, style, blob }) {
       batch.close();
       editor.draft = blob && { photo, style, blob };
@@ -128,6 +126,11 @@ loadTexts().then(() => {
     else chooseFiles(files, target);
   });
 
+  let offer = null;  // {picture, close}: the message that offers to make the photo the style
+  listen(editor.photo, "change", () => {
+    if (!editor.photo.pictures.includes(offer?.picture)) offer?.close();
+  });
+
   // One file goes to the part that it was dropped on, else it is the photo, and the user may make it
   // the style. Several files are a photo and styles.
   function chooseFiles(files, target) {
@@ -138,11 +141,12 @@ loadTexts().then(() => {
     const previous = photo.pictures;
     photo.addFiles(files.slice(0, 1));
     if (files.length > 1) return;
-    const [added] = photo.pictures;
-    showToast(t("addedAsPhoto"), { action: t("useAsStyle"), onAction() {
-      photo.removePicture(added, previous);
-      style.setPictures([added]);
+    const [picture] = photo.pictures;
+    const close = showToast(t("addedAsPhoto"), { action: t("useAsStyle"), onAction() {
+      photo.removePicture(picture, previous);
+      style.setPictures([picture]);
     } });
+    offer = { picture, close };
   }
 
   // A painting of Impasto brings its settings, and its pictures if the service still has them.

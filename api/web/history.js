@@ -60,8 +60,11 @@ export function setNames(id, names) {
   deviceStorage.set(STORAGE_NAME, JSON.stringify(entries.map(([id, names]) => ({ id, names }))));
 }
 
+export const findSample = (digest) =>
+  gallery.find((one) => digest?.startsWith(`sha256:${one.digest}`));
+
 function nameSample(digest) {
-  const sample = gallery.find((one) => digest?.startsWith(`sha256:${one.digest}`));
+  const sample = findSample(digest);
   return sample && tOr(`sample.${sample.name}`, sample.title);
 }
 
@@ -93,6 +96,7 @@ async function deleteJob(id, options = {}) {
 export class History {
   // onDeleted(ids): the jobs are deleted, as far as the user sees. onOpen(id): one is to be shown.
   // onCompare(a, b): two ids. onEnded(job): one has ended. onDeletedElsewhere(id): by another tab.
+  // onQueueChange(): jobs have begun or ended.
   constructor(callbacks) {
     Object.assign(this, { ...callbacks, list: byId("history-list") });
     this.film = this.list.parentElement;
@@ -101,7 +105,7 @@ export class History {
     // rendered: those that have a tile, because they are near the view.
     Object.assign(this, {
       entries: [], shown: [], rendered: [], deleted: new Set(), next: null, current: null,
-      isSelecting: false, isNear: false, undoable: [] });
+      isSelecting: false, isNear: false, undoable: [], queue: "" });
     listen("history-filter", "change", () => this.load());
     onClick("history-more", () => this.#loadPage(this.next));
     this.end = new IntersectionObserver((changes) => {
@@ -243,7 +247,11 @@ export class History {
   }
 
   #showActive() {
-    const active = this.shown.find(({ job }) => !hasEnded(job) && getNames(job.id))?.job;
+    const jobs = this.shown.map(({ job }) => job).filter((job) => !hasEnded(job));
+    const queue = jobs.map(({ id }) => id).join();
+    if (queue !== this.queue) this.onQueueChange();
+    this.queue = queue;
+    const active = jobs.find(({ id }) => getNames(id));
     const link = byId("active-job");
     setVisible(link, active);
     if (!active) return;

@@ -128,7 +128,7 @@ export class Picture {
 
   async #shrink() {
     const small = await encodeAsJpeg(this.file, MAX_SIDE);
-    this.reduced = true;
+    this.reduced = Math.max(...await measure(this.file)) > MAX_SIDE;
     return small;
   }
 }

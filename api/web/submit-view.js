@@ -5,7 +5,7 @@ import { announce, byId, listen, onClick, setText, setVisible, showError } from 
 import { loadDraft, saveDraft } from "./drafts.js";
 import { showEstimate } from "./estimate.js";
 import { ParameterForm } from "./form.js";
-import { setNames } from "./history.js";
+import { findSample, setNames } from "./history.js";
 import { ImagePicker } from "./image-picker.js";
 import { MaskEditor } from "./mask.js";
 import { Picture } from "./picture.js";
@@ -218,6 +218,7 @@ export class SubmitView {
 
   showSending() {
     const isSending = byId("submit-job").disabled = Boolean(this.sending);
+    window.onbeforeunload = isSending ? (event) => event.preventDefault() : null;
     const uploading = this.pictures.find(({ isReady }) => !isReady);
     setText("sending-state",
       isKeyMissing() ? t("keyRequired") : uploading?.describe() ?? t("preparing"));
@@ -259,8 +260,9 @@ export class SubmitView {
     const styleName = (i) => names?.styles[i] ?? t("styleNumber", { n: i + 1 });
     const used = new Set();  // a style may be there twice, with two masks
     const find = (picker, digest, name) => {
-      const known = [...picker.own, ...picker.samples].find(
-        (picture) => picture.digest === digest && !used.has(picture));
+      const sample = findSample(digest)?.name;
+      const known = [...picker.own, ...picker.samples].find((picture) =>
+        (picture.digest === digest || picture.source === sample) && !used.has(picture));
       used.add(known);
       return known ?? Picture.fromDigest(digest, name);
     };

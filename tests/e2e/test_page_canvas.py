@@ -966,6 +966,11 @@ def test_a_large_picture_is_reduced_and_the_page_says_so_and_shows_the_progress(
     )
     expect(page.locator("#photo .status")).to_have_text(re.compile(r"^Sending, \d+ %$"))
     expect(page.locator("#photo .status")).to_have_text("Reduced to 4096 × 492 px")
+    content = encode(Image.new("RGB", (120, 90)), "BMP")
+    page.set_input_files(
+        "#photo input.files", {"name": "small.bmp", "mimeType": "image/bmp", "buffer": content}
+    )
+    expect(page.locator("#photo .status")).to_have_text("120 × 90 px")
 
 
 @pytest.mark.parametrize(
@@ -1002,6 +1007,11 @@ def test_a_drop_on_a_result_begins_a_new_painting_and_a_painted_png_restores_its
     drop(page, "dropped.png", image_files["painting.png"].read_bytes())
     expect(page.locator("#submit-view")).to_be_visible()
     expect(page.locator("#photo [aria-pressed=true] .name")).to_have_text("dropped")
+    expect(page.locator("#toast")).to_contain_text("Added as photo.")
+    drop(page, "wrong.png", b"wrong")
+    expect(page.locator("#photo .error")).to_contain_text("wrong.png: ")
+    expect(page.locator("#photo [aria-pressed=true] .name")).to_have_text("dropped")
+    assert "Added as photo." not in page.locator("#toast").text_content()
 
     drop(page, "painted.png", shared_service.client.result(unusual_job.id))
     expect(page.locator("#toast")).to_contain_text("settings of this painting are restored")

@@ -182,6 +182,24 @@ def test_deletions_one_after_the_other_have_one_undo(
     until(lambda: [job.id for job in client.jobs()] == ids[:1], "both are deleted")
 
 
+def test_the_estimate_follows_the_jobs_that_end_and_begin(
+    visit: OpenPage, client: Client, image_files: dict[str, Path]
+) -> None:
+    def estimate(route: Any) -> None:
+        position = sum(job.status == "queued" for job in client.jobs())
+        queue = {"position": position, "start_seconds": 60}
+        route.fulfill(json={"seconds": 30, "queue": queue, "refused": None})
+
+    pictures = image_files["rotated.jpg"], [image_files["painting.png"]]
+    jobs = [client.submit(*pictures, size=64).id for _ in range(2)]
+    page = visit(prepare=lambda page: page.route("**/v1/estimate", estimate))
+    page.hover("#submit-job")
+    for count in (2, 1):
+        expect(page.locator("#estimate")).to_contain_text(f"({count} ahead of you)")
+        client.cancel(jobs.pop())
+    expect(page.locator("#estimate")).to_have_text("Ready in about 2 min")
+
+
 def test_what_is_canceled_while_it_waits_leaves_nothing_to_keep(
     visit: OpenPage, client: Client, until: Any
 ) -> None:

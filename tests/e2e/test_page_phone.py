@@ -236,6 +236,11 @@ def test_paint_during_an_upload_shows_its_progress_and_can_be_canceled(
     expect(page.locator("#photo .status")).to_have_text("1200 × 600 px", timeout=20_000)
     page.wait_for_timeout(200)
     assert not jobs.routes
+    page.tap("#submit-job")
+    jobs.wait_for(page, 1)
+    with page.expect_event("dialog") as dialog:
+        page.close(run_before_unload=True)
+    assert dialog.value.type == "beforeunload"
 
 
 @pytest.mark.parametrize("change", ["photo", "setting"])

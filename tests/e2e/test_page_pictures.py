@@ -213,8 +213,12 @@ def test_a_browser_that_knows_no_names_names_jobs_by_samples_and_date(
     job_id = submit_job(page, size=64, iterations=2).rpartition("/")[2]
     expect_end(page)
     date = re.compile(r"^\w{3} \d+, \d+:\d\d.(A|P)M$")
-    for name, title in ((job_id, "Harbor × Woodcut"), (unusual_job.id, date)):
-        expect(open_page(f"/j/{name}").locator("#canvas-title")).to_have_text(title)
+    for name, title in ((unusual_job.id, date), (job_id, "Harbor × Woodcut")):
+        page = open_page(f"/j/{name}")
+        expect(page.locator("#canvas-title")).to_have_text(title)
+    page.click("#reuse")
+    expect(page.locator("#style .sample [aria-pressed=true]")).to_have_text("Woodcut")
+    expect(page.locator(".tile.own")).to_have_count(0)
 
 
 def test_cancel_returns_to_the_painting_where_the_job_was_begun(
