@@ -329,9 +329,9 @@ export class MaskEditor extends EventTarget {
       if (!source) return;
       const digest = typeof source === "string" ? source : null;
       const blob = digest ? await getBlob(`v1/images/${digest}`) : source;
-      const bitmap = await createImageBitmap(blob).catch(() => this.#createCanvas("white"));
-      const canvas = copyCanvas(bitmap, MAX_LONG_SIDE);
-      toAlpha(canvas);
+      const bitmap = await createImageBitmap(blob).catch(() => null);
+      const canvas = copyCanvas(bitmap ?? this.#createCanvas("white"), MAX_LONG_SIDE);
+      if (toAlpha(canvas) && digest && bitmap) return;  // `upload` adds it again
       state[side].set(pictures[i], Object.assign(canvas, { digest }));
     })));
     this.render();
@@ -373,7 +373,8 @@ function copyCanvas(source, maxSide = Infinity) {
   return canvas;
 }
 
-// Makes a mask that is white on black, or white on nothing, one that is white on nothing.
+// Makes a mask that is white on black, or white on nothing, one that is white on nothing. Returns
+// whether all of it is white.
 function toAlpha(canvas) {
   const context = canvas.getContext("2d"), { width, height } = canvas;
   const pixels = context.getImageData(0, 0, width, height), { data } = pixels;
@@ -382,6 +383,7 @@ function toAlpha(canvas) {
     data[i] = data[i + 1] = data[i + 2] = 255;
   }
   context.putImageData(pixels, 0, 0);
+  return data.every((value) => value === 255);
 }
 
 const uploadCanvas = async (canvas) => new Picture(await encodeCanvas(canvas), "mask").upload();

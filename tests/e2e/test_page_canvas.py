@@ -161,17 +161,24 @@ def test_a_mask_stays_visible_with_a_chip_and_is_not_submitted_after_it_is_remov
     def masks_of(address: str) -> list[str]:
         return list(shared_service.client.job(address.rpartition("/")[2]).input.masks)
 
-    page = open_page()
-    choose_examples(page)
-    page.click("#mix-styles")
-    page.locator("#style .sample button").nth(1).click()
-    page.click("#open-mask")
-    for i in range(2):
+    def paint(i: int) -> None:
+        page.click("#open-mask")
         page.locator("#mask-styles button").nth(i).click()
         box = page.locator("#mask-layer").bounding_box()
         x = box["x"] + box["width"] * (0.25 + i / 2)
         page.mouse.click(x, box["y"] + box["height"] / 2)
-    page.click("#mask-done")
+        page.click("#mask-done")
+
+    page = open_page()
+    choose_examples(page)
+    page.click("#mix-styles")
+    page.locator("#style .sample button").nth(1).click()
+    paint(0)
+    assert len(masks_of(submit_job(page))) == 2, "the other one is white"
+    expect_end(page)
+    page.click("#reuse")
+    expect(page.locator("#mask-state")).to_have_text("Mask: Brush strokes")
+    paint(1)
     expect(page.locator("#mask-overlay")).to_be_visible()
     expect(page.locator("#mask-chip")).to_have_text(
         re.compile("Mask: Brush strokes and Watercolor")
