@@ -202,6 +202,7 @@ def test_each_thumbnail_shows_its_own_row(open_page: OpenPage) -> None:
     page = open_page("/")
     images = page.locator(".sample img, #presets img")
     expect(images).to_have_count(len(ROWS))
+    expect(images.last).not_to_have_js_property("naturalHeight", 0)
     # How many rows of the image are above the middle of what is shown.
     middles = images.evaluate_all(
         """all => all.map((image) => {
