@@ -90,6 +90,22 @@ class FairQueue:
         """Count a turn that is not needed, because its work is known to be done."""
         self.ended += 1
 
+    @property
+    def is_crowded(self) -> bool:
+        """Whether requests wait."""
+        return bool(self._waiting)
+
+    def find_refusal(self, caller: str) -> errors.RetryLater | None:
+        """Return why a new request of the caller gets no place, or None."""
+        if len(self._waiting.get(caller, ())) >= self._max_waiting_per_caller:
+            return errors.RetryLater(
+                f"Too many of your {self._things} are waiting; try again in a few seconds."
+            )
+        is_full = sum(map(len, self._waiting.values())) >= self._max_waiting
+        if is_full or self._expect_wait(caller) > self._wait_seconds:
+            return self._too_many()
+        return None
+
     async def _wait_for_turn(self, waiter: Waiter) -> None:
         turn = self._join(waiter.caller)
         self._start_next()
@@ -116,22 +132,6 @@ class FairQueue:
             return
         self._leave(waiter.caller, turn)
         raise ClientDisconnect if is_disconnected else self._too_many()
-
-    @property
-    def is_crowded(self) -> bool:
-        """Whether requests wait."""
-        return bool(self._waiting)
-
-    def find_refusal(self, caller: str) -> errors.RetryLater | None:
-        """Return why a new request of the caller gets no place, or None."""
-        if len(self._waiting.get(caller, ())) >= self._max_waiting_per_caller:
-            return errors.RetryLater(
-                f"Too many of your {self._things} are waiting; try again in a few seconds."
-            )
-        is_full = sum(map(len, self._waiting.values())) >= self._max_waiting
-        if is_full or self._expect_wait(caller) > self._wait_seconds:
-            return self._too_many()
-        return None
 
     def _join(self, caller: str) -> Event:
         """Enter the waiting room. Raises RetryLater, Unavailable."""

@@ -76,7 +76,7 @@ class ApiSettings(BaseSettings):
         1.0,
         gt=0,
         le=600,
-        description="Seconds that a submission may have to wait for its turn; more get 503.",
+        description="Seconds that a submission or list may wait for its turn; more get 503.",
     )
     max_streams_per_caller: int = Field(
         200,

@@ -29,19 +29,24 @@ Requests = list[tuple[str, str, list[tuple[str, str]]]]
 OWN = {"date", "x-request-id"}  # headers that differ between two requests
 
 
-@pytest.fixture
-def answered(monkeypatch: pytest.MonkeyPatch) -> list[bool]:
-    """Whether the fast path has answered, for each request that it has looked at."""
+def _spy_on(monkeypatch: pytest.MonkeyPatch, name: str) -> list[bool]:
+    """Whether this method of the fast path has returned a response, for each of its calls."""
     calls: list[bool] = []
-    respond = FastPath._respond
+    method = getattr(FastPath, name)
 
     async def spy(self: FastPath, *args: Any) -> Any:
-        response = await respond(self, *args)
+        response = await method(self, *args)
         calls.append(response is not None)
         return response
 
-    monkeypatch.setattr(FastPath, "_respond", spy)
+    monkeypatch.setattr(FastPath, name, spy)
     return calls
+
+
+@pytest.fixture
+def answered(monkeypatch: pytest.MonkeyPatch) -> list[bool]:
+    """Whether the fast path has answered, for each request that it has looked at."""
+    return _spy_on(monkeypatch, "_respond")
 
 
 @pytest.fixture
@@ -225,15 +230,8 @@ def test_both_ways_refuse_reads_in_the_same_way(
     ]
     if settings:
         client.headers["Authorization"] = f"Bearer {secret[1]}"
-    refused: list[bool] = []
-    refuse = FastPath._refuse
+    refused = _spy_on(monkeypatch, "_refuse")
 
-    async def spy(self: FastPath, *args: Any) -> Any:
-        response = await refuse(self, *args)
-        refused.append(response is not None)
-        return response
-
-    monkeypatch.setattr(FastPath, "_refuse", spy)
     fast = _measure(client, requests, caplog)
 
     assert refused.count(True) >= 4
