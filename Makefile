@@ -48,7 +48,8 @@ check: $(VENV)/.dev$(GPU)  ## Check style, types and import rules
 	$(BIN)/lint-imports
 
 bench: $(VENV)/.dev$(GPU)  ## Measure speed and final loss: bench/README.md
-	$(BIN)/python bench/optimize.py
+	$(BIN)/python bench/optimize.py speed
+	$(BIN)/python bench/optimize.py recipes
 
 campaign: $(VENV)/.dev$(GPU)  ## Run all campaigns against the real service for hours: docs/operations.md
 	@for name in $(CAMPAIGNS); do echo "== $$name"; $(BIN)/python tests/campaigns/$$name.py --seed 1 || exit 1; done

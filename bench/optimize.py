@@ -115,13 +115,13 @@ def convolution_steps(network: Network, image: Tensor) -> list[Callable[[], obje
     height, width = image.shape[2:]
     for conv, kernel in zip(network._convolutions, network._kernels, strict=True):
         size = (height // stride(conv.layer), width // stride(conv.layer))
-        weight = kernel.weight
+        weight = kernel.weight  # (outputs, inputs, 3, 3)
         back_weight = weight.flip(2, 3).transpose(0, 1).contiguous(memory_format=network.layout)
         ahead, back = (
             torch.rand(1, filters, *size, device=network.device)
             .to(network.dtype)
             .contiguous(memory_format=network.layout)
-            for filters in (conv.inputs, conv.outputs)
+            for filters in (weight.shape[1], weight.shape[0])
         )
         steps += [
             partial(functional.conv2d, ahead, weight, kernel.bias, padding=1),
@@ -164,7 +164,10 @@ def _network(model: ModelName, precision: Precision = "auto") -> Network:
 @main.command()
 @with_pictures
 @click.option("--cpu", is_flag=True, help="CPU time of the main thread: for a busy machine.")
-def speed(content: Path, style: Path, model: ModelName, *, cpu: bool) -> None:
+@click.argument("sizes", type=int, nargs=-1)
+def speed(
+    content: Path, style: Path, model: ModelName, sizes: tuple[int, ...], *, cpu: bool
+) -> None:
     """Iterations per second: plain autograd, ours in float32 and as shipped, the lower bound."""
     clock = time.thread_time if cpu else time.perf_counter
     shipped, exact = _network(model), _network(model, "float32")
@@ -173,13 +176,13 @@ def speed(content: Path, style: Path, model: ModelName, *, cpu: bool) -> None:
         "| share of the bound |"
     )
     click.echo("|---|---|---|---|---|---|")
-    for size in (256, 512, 1024):
+    for size in sizes or (256, 512, 1024):
         inputs, spec = pair(content, style, size), StyleSpec(size=size, scales=1)
         photo, objective = inputs.objective(spec, shipped)
         _, objective32 = inputs.objective(spec, exact)
         peer = Peer(exact, inputs.content, inputs.styles[0])
         steps: list[Callable[[], object]] = [
-            partial(peer.gradient, photo),
+            partial(peer.gradient, objective.margin.cut(photo)),
             _iteration(objective32, photo),
             _iteration(objective, photo),
             *convolution_steps(shipped, photo),
@@ -210,25 +213,26 @@ def precision(content: Path, style: Path, model: ModelName, size: int) -> None:
 @main.command()
 @with_pictures
 @click.option("--size", default=256)
-def recipes(content: Path, style: Path, model: ModelName, size: int) -> None:
+@click.option("--iterations", default=300)
+def recipes(content: Path, style: Path, model: ModelName, size: int, iterations: int) -> None:
     """Seconds and delivered loss of several ways to minimize the default objective."""
     shipped, exact = _network(model), _network(model, "float32")
     inputs = pair(content, style, size)
-    one_scale = parse_spec({"size": size, "scales": 1, "iterations": 300})
+    one_scale = parse_spec({"size": size, "scales": 1, "iterations": iterations})
 
     def usual() -> Image.Image:
         photo, objective = inputs.objective(one_scale, shipped)
-        return pixels.to_picture(objective.margin.cut(_torch_lbfgs(objective, photo, 300)))
+        return pixels.to_picture(objective.margin.cut(_torch_lbfgs(objective, photo, iterations)))
 
     def ours(**parameters: object) -> Callable[[], Image.Image]:
         spec = one_scale.model_copy(update=parameters)
         return lambda: stylize(inputs, spec, shipped).picture
 
     rows: dict[str, Callable[[], Image.Image]] = {
-        "300 it, torch's L-BFGS unbounded, clamped at the end": usual,
-        "300 it, Adam, clamped each step": ours(optimizer="adam"),
-        "300 it, L-BFGS inside [0, 1]": ours(),
-        "100 it, L-BFGS inside [0, 1]": ours(iterations=100),
+        f"{iterations} it, torch's L-BFGS unbounded, clamped at the end": usual,
+        f"{iterations} it, Adam, clamped each step": ours(optimizer="adam"),
+        f"{iterations} it, L-BFGS inside [0, 1]": ours(),
+        f"{iterations // 3} it, L-BFGS inside [0, 1]": ours(iterations=iterations // 3),
         f"coarse to fine {_ladder(inputs, size)}: the default": ours(scales=0, iterations=0),
     }
     _, reference = inputs.objective(one_scale, exact)
@@ -266,7 +270,10 @@ def detail(content: Path, style: Path, model: ModelName, size: int) -> None:
     """The loss at the start of the last scale, without and with the detail of the photo."""
     network, inputs = _network(model), pair(content, style, size)
     spec = inputs.fit_spec(parse_spec({"size": size}))
-    before, last = schedule(spec, *inputs.content.size)[-2:]
+    scales = schedule(spec, *inputs.content.size)
+    if len(scales) < 2:
+        raise click.BadParameter("a result of this size has one scale", param_hint="--size")
+    before, last = scales[-2:]
     coarse = inputs.target_at(before, before.adapt(spec), network, None)
     margin = coarse.objective.margin
     steps = LBFGS(coarse.value_and_gradient, margin.mirror(coarse.photo), precondition=precondition)

@@ -38,6 +38,7 @@ from core.neural.transfer.stylize import (
 from core.neural.weights.cache import WeightsCache
 from core.storage.blobs import Blobs
 from core.storage.checkpoints import Checkpoints
+from core.style.limits import JobLimits
 from core.style.spec import StyleSpec
 from worker.attempt import Attempt
 from worker.checkpoint_writer import CheckpointWriter
@@ -79,7 +80,7 @@ def checkpoint(size: int, iterations: int, rounds: int) -> None:
     )
     same = "yes" if len(pictures) == 1 else "NO"
     row = f"| {size} px | {without:.1f} s | {with_:.1f} s | {with_ / without:.3f} "
-    click.echo(f"{row}| {len(sizes) / rounds:.1f} | {max(sizes) / 1e6:.0f} | {same} |")
+    click.echo(f"{row}| {len(sizes) / rounds:.1f} | {max(sizes, default=0) / 1e6:.0f} | {same} |")
 
 
 def _run_with_checkpoints(
@@ -112,8 +113,8 @@ class _Timed(Attempt):
     waited = 0.0  # seconds that the run waits for its frames
     busy = 0.0  # CPU seconds of the reporting thread
 
-    def __init__(self, *args: Any, **more: Any) -> None:
-        super().__init__(*args, **more)
+    def time_frames(self) -> None:
+        """Measure, from now on."""
         self._record = self._frames.record
         self._frames.record = self._timed_record  # type: ignore[method-assign]
 
@@ -150,7 +151,16 @@ def frames(size: int, iterations: int) -> None:
         assert job is not None
         checkpoints = Checkpoints(running.folder / "checkpoints")
         settings = WorkerSettings(preview_seconds=600)  # longer than the run: no preview
-        attempt = _Timed(job, "t", store, blobs=blobs, checkpoints=checkpoints, settings=settings)
+        attempt = _Timed(
+            job,
+            "t",
+            store,
+            blobs=blobs,
+            checkpoints=checkpoints,
+            settings=settings,
+            limits=JobLimits(),
+        )
+        attempt.time_frames()
         attempt.run(lambda _: (network, Planner(network, NOMINAL_THROUGHPUT, None)))
         frame_count = len(store.list_frames(job.id))
         seconds = store.get(job.id).metrics["run_seconds"]
@@ -194,6 +204,8 @@ def _wait_until(
     client: httpx2.Client, job: dict[str, Any], condition: Callable[[dict[str, Any]], object]
 ) -> dict[str, Any]:
     while not condition(job):
+        if job["completed_at"]:
+            raise click.ClickException(f"the job has {job['status']} before; take a larger size")
         job = client.get(job["links"]["self"]).json()
         time.sleep(0.005)
     return job

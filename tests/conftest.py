@@ -22,6 +22,7 @@ from core.jobs.store import JobStore
 from core.neural.vgg import Network
 from core.neural.weights.cache import WeightsCache, random_parameters
 from core.storage.blobs import Blobs
+from core.style.vgg_layers import Architecture, convolutions
 
 if TYPE_CHECKING:
     from s3_server import S3Server
@@ -216,6 +217,24 @@ def random_vgg19() -> Network:
         device="cpu",
         dtype=torch.float32,
     )
+
+
+@pytest.fixture(scope="session")
+def make_tiny_network() -> Callable[..., Network]:
+    """Make a VGG with an eighth of the filters and random weights: some 20 times faster."""
+
+    def make(architecture: Architecture, dtype: torch.dtype = torch.float32) -> Network:
+        generator = torch.Generator().manual_seed(0)
+        parameters = []
+        for conv in convolutions(architecture):
+            inputs, outputs = max(3, conv.inputs // 8), conv.outputs // 8
+            weight = torch.randn(outputs, inputs, 3, 3, generator=generator, dtype=torch.float64)
+            # He's initialization: responses keep their size from layer to layer.
+            weight *= (2 / (9 * inputs)) ** 0.5
+            parameters.append((weight, torch.full((outputs,), 0.01)))
+        return Network(architecture, parameters, name=architecture, sha256="tiny", dtype=dtype)
+
+    return make
 
 
 @pytest.fixture(scope="session")

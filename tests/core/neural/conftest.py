@@ -1,15 +1,13 @@
-"""A small data set that a network can learn; networks that are quick."""
+"""A small data set that a network can learn, and a network that is quick."""
 
 from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import pytest
-import torch
 from PIL import Image
 
 from core.neural.vgg import Network
-from core.style.vgg_layers import Architecture, convolutions
 from core.training.dataset_builder import BuildOptions, build
 
 
@@ -37,24 +35,6 @@ def stripes(tmp_path_factory: pytest.TempPathFactory) -> Path:
             )
     build(folder / "source", folder / "out", BuildOptions(40, store="raw", validation=0.25), jobs=1)
     return folder / "out"
-
-
-@pytest.fixture(scope="session")
-def make_tiny_network() -> Callable[..., Network]:
-    """Make a VGG with an eighth of the filters and random weights: some 20 times faster."""
-
-    def make(architecture: Architecture, dtype: torch.dtype = torch.float32) -> Network:
-        generator = torch.Generator().manual_seed(0)
-        parameters = []
-        for conv in convolutions(architecture):
-            inputs, outputs = max(3, conv.inputs // 8), conv.outputs // 8
-            weight = torch.randn(outputs, inputs, 3, 3, generator=generator, dtype=torch.float64)
-            # He's initialization: responses keep their size from layer to layer.
-            weight *= (2 / (9 * inputs)) ** 0.5
-            parameters.append((weight, torch.full((outputs,), 0.01)))
-        return Network(architecture, parameters, name=architecture, sha256="tiny", dtype=dtype)
-
-    return make
 
 
 @pytest.fixture(scope="session")
