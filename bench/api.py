@@ -50,6 +50,7 @@ from core.style.spec import parse_spec
 
 SAMPLES = Path(__file__).parents[1] / "samples"
 CONNECTIONS = 32
+WARM_UP = 50  # streams
 
 
 @click.group()
@@ -409,7 +410,8 @@ def streams(watchers: str, jobs: int, changes: int) -> None:
     cases = [*((int(count), 1) for count in watchers.split(",")), (jobs, jobs)]
     for count, job_count in cases:
         with service(
-            API_MAX_STREAMS_PER_CALLER=str(count + 1), API_MAX_JOBS_PER_CALLER="100000"
+            API_MAX_STREAMS_PER_CALLER=str(max(count, WARM_UP) + 1),
+            API_MAX_JOBS_PER_CALLER="100000",
         ) as running:
             _measure_streams(running, count, job_count, changes)
 
@@ -452,8 +454,8 @@ def _measure_streams(running: Service, count: int, jobs: int, changes: int) -> N
         running.store.claim(f"t{number}", "bench")
     api = running.apis[0]
     # Before the first measurement, so that lazy imports and the first allocations do not count.
-    warm_up = _Watchers(running.ports[0], ids[:1] * 50)
-    warm_up.wait_for(b"event: status", 50)
+    warm_up = _Watchers(running.ports[0], ids[:1] * WARM_UP)
+    warm_up.wait_for(b"event: status", WARM_UP)
     warm_up.close()
     time.sleep(1)
     memory_before = api.memory_info().rss
