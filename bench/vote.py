@@ -213,18 +213,24 @@ def serve(file: Path, folders: tuple[Path, ...], port: int, pictures: Path | Non
 def report(file: Path) -> None:
     """Print the ranking for each question: strengths that sum to 1, with 95 % intervals."""
     votes = read_votes(file)
+    if not votes:
+        raise click.ClickException(f"{file} has no votes yet.")
     names = sorted({name for vote in votes for name in (vote.winner, vote.loser)})
     click.echo(
         "| question | votes | " + " | ".join(names) + " |\n" + "|---" * (len(names) + 2) + "|"
     )
     for question in QUESTIONS:
         asked = [vote for vote in votes if vote.question == question]
-        cells = [
-            f"{strength:.2f} ({low:.2f} to {high:.2f})"
-            for strength, (low, high) in zip(
-                strengths(asked, names), intervals(asked, names), strict=True
-            )
-        ]
+        cells = (
+            ["–"] * len(names)
+            if not asked
+            else [
+                f"{strength:.2f} ({low:.2f} to {high:.2f})"
+                for strength, (low, high) in zip(
+                    strengths(asked, names), intervals(asked, names), strict=True
+                )
+            ]
+        )
         click.echo(f"| {question} | {len(asked)} | " + " | ".join(cells) + " |")
 
 

@@ -1,4 +1,5 @@
 import io
+import json
 import threading
 import urllib.parse
 import urllib.request
@@ -6,9 +7,10 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from click.testing import CliRunner
 from PIL import Image
 
-from bench.vote import Vote, intervals, make_server, read_votes, strengths
+from bench.vote import Vote, intervals, main, make_server, read_votes, strengths
 
 COLORS = {"ours": (255, 0, 0), "peer": (0, 0, 255)}  # of each program's pictures
 
@@ -88,3 +90,19 @@ def test_intervals_are_wide_if_pairs_of_pictures_disagree() -> None:
     assert low > 0.9
     assert mixed_low < 0.5 < mixed_high
     assert mixed_high - mixed_low > 2 * (high - low)
+
+
+def test_a_report_leaves_out_questions_that_nobody_has_answered(tmp_path: Path) -> None:
+    votes = tmp_path / "votes.jsonl"
+    votes.touch()
+    result = CliRunner().invoke(main, ["report", str(votes)])
+    assert result.exit_code == 1
+    assert "no votes yet" in result.output
+
+    vote = {"question": "overall", "pair": "a b", "winner": "ours", "loser": "peer"}
+    votes.write_text(json.dumps(vote) + "\n")
+    result = CliRunner().invoke(main, ["report", str(votes)])
+    rows = [row.split(" | ") for row in result.output.splitlines()[2:]]
+    assert [row[1] for row in rows] == ["0", "0", "1"]
+    assert rows[0][2] == "–"
+    assert rows[2][2].startswith("0.75")

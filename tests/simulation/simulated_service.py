@@ -20,6 +20,7 @@ from scenario import (
     MIN_WORKERS,
     NOW,
     REFUSED_MS,
+    RETRY_MS,
     START_MS,
     Outcome,
     Request,
@@ -118,7 +119,7 @@ class Service(SimulatedWorkers):
                 answer = reap()
                 self._record("reap", answer)
                 try:
-                    self._require_contact()
+                    self._check_expired()
                     self._model.reaped(self.now, answer)
                 except ViolationError as violation:  # the reaper would only log it
                     self._violation = violation
@@ -144,13 +145,24 @@ class Service(SimulatedWorkers):
             raise errors.StoreUnavailable()
         return StoreReport()
 
-    def _require_contact(self) -> None:
-        """After an outage, sound workers get the time to renew before a job is taken from them."""
-        if self.now >= self._outage_until + 1000:
+    def _check_expired(self) -> None:
+        """Leases expire because a worker or its network fails, not because it drops its job.
+
+        After an outage, sound workers get the time to renew before a job is taken from them.
+        """
+        expired = [job for job in self._model.running.values() if job.lease_until <= self.now]
+        if not expired:
             return
-        held = {worker.token for worker in self._workers if self._is_sound(worker)}
-        for job in self._model.running.values():
-            if job.lease_until <= self.now and job.token in held:
+        workers = {worker.name: worker for worker in self._workers if self._is_sound(worker)}
+        for job in expired:
+            worker = workers.get(job.worker)
+            if worker is None or worker.state != "ready":
+                continue
+            if worker.token != job.token:
+                failed_until = max(worker.cut_until, worker.frozen_until, self._outage_until)
+                if self.now > failed_until + 2 * RETRY_MS:
+                    raise ViolationError(f"a sound worker has dropped {job.id.decode()}")
+            elif self.now < self._outage_until + 1000:
                 raise ViolationError(f"an outage takes {job.id.decode()} from a sound worker")
 
     def _lead(self, lead: Callable[[str, float], bool], name: str, term_seconds: float) -> bool:
@@ -304,7 +316,8 @@ class Service(SimulatedWorkers):
                 job.id = job_id
                 self.outcome.accepted.append(job)
             self._model.created(at, job, job_id)
-            if self._model.queued > limits.queued:
+            # A repeated request may come while requeued jobs exceed the limit.
+            if is_new and self._model.queued > limits.queued:
                 raise ViolationError("the queue is longer than its limit")
             if is_new and self._model.unfinished[job.owner] > limits.per_owner:
                 raise ViolationError("an owner has more unfinished jobs than the limit")

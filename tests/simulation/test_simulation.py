@@ -49,6 +49,8 @@ QUICK = {
     "sizes of workers": 1,
     "limit of an owner": 2,
     "turns of pools": 1,
+    "contact before reaping": 1,
+    "retries of workers": 1,
 }
 
 
