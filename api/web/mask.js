@@ -117,8 +117,11 @@ export class MaskEditor extends EventTarget {
     byId("open-mask").focus();
   };
 
-  clear() {
-    this.#reset();
+  clear() { this.setMasks({}); }
+
+  // Takes the masks of an earlier state.
+  setMasks(masks) {
+    this.#reset(masks);
     this.notifyChange();
   }
 

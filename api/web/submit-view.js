@@ -14,6 +14,7 @@ import { form, gallery } from "./schema.js";
 import { StyleWeights } from "./style-weights.js";
 import { t } from "./text.js";
 import { createThumbnail } from "./thumbnail.js";
+import { showToast } from "./toast.js";
 
 const SAVE_MS = 150;
 const EMPTY_PRESETS = [0, 2, 5];  // whose pictures the empty filmstrip shows
@@ -271,12 +272,33 @@ export class SubmitView {
       ...styles.map((digest, i) => find(this.style, digest, styleName(i))),
     ]);
     if (!isWanted()) return;
+    const undo = this.#remember();
     this.#choose(photo, chosen, chosen.length > 1, spec.style_weights);
     this.masks.clear();
     this.initImage = initImage;
     this.parameters.setSpec(spec);
     await this.masks.load({ photo: masks, style: styleMasks });
     this.update();
+    if (undo) showToast(t("settingsReplaced"), { seconds: 10, action: t("undo"), onAction: undo });
+  }
+
+  // Returns a function that brings back the user's masks and settings; null if there are none.
+  #remember() {
+    const { masks, initImage, parameters: { changes } } = this, { state } = masks;
+    const [[photo], styles] = this.pickers.map(({ pictures }) => pictures);
+    const { isMixing } = this.style, weights = styles.map(({ weight }) => weight / 100);
+    if (!masks.hasMasks && !Object.keys(changes.spec).length) return null;
+    return () => {
+      this.#choose(photo, styles, isMixing, weights);
+      this.#setParameters(initImage, changes);
+      masks.setMasks(state);
+    };
+  }
+
+  #setParameters(initImage, { spec, ...options }) {
+    this.initImage = initImage;
+    this.parameters.setSpec(spec);
+    this.parameters.setOptions(options);
   }
 
   // weights: those of several styles, with a sum of 1.
@@ -342,11 +364,8 @@ export class SubmitView {
     const [photo] = restore(this.photo, draft.photo), styles = restore(this.style, draft.styles);
     const isWhole = photo && styles.every(Boolean);  // else a file is missing
     if (isWhole) this.#choose(photo, styles, draft.isMixing, styles.map(({ weight }) => weight / 100));
-    this.initImage = draft.initImage;
     this.isInUse = true;
-    const { spec, ...options } = draft.changes;
-    this.parameters.setSpec(spec);
-    this.parameters.setOptions(options);
+    this.#setParameters(draft.initImage, draft.changes);
     if (isWhole) await this.masks.load(draft.masks);
   }
 }

@@ -306,6 +306,7 @@ export default {
   showMore: "Show more",
 
   addedAsPhoto: "Added as photo.",
+  settingsReplaced: "Your masks and settings were replaced.",
   recipeRestored: "The settings of this painting are restored.",
   recipeWithoutPictures: "The settings of this painting are restored; its pictures are no longer kept.",
   keyRequired: "This service needs an API key.",

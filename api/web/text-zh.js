@@ -336,6 +336,7 @@ export default {
   showMore: "显示更多",
 
   addedAsPhoto: "已用作照片。",
+  settingsReplaced: "蒙版和设置已被替换。",
   recipeRestored: "已恢复这幅画的设置。",
   recipeWithoutPictures: "已恢复这幅画的设置，但图片已过保存期。",
   keyRequired: "请输入 API 密钥，才能使用这项服务。",

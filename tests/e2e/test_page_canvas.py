@@ -261,6 +261,39 @@ def test_a_mask_of_the_editor_is_not_drawn_over_the_painting_of_a_job(
     expect(page.locator("#mask-overlay")).to_be_visible()
 
 
+def test_undo_brings_back_the_masks_and_settings_that_a_repeated_job_has_replaced(
+    open_page: OpenPage, unusual_job: Any
+) -> None:
+    page = open_page()
+    choose_examples(page)
+    page.locator(f"#history-list a[href*={unusual_job.id}]").first.click()
+    expect_end(page)
+    page.click("#reuse")
+    expect(page.locator("#mask-chip")).to_be_visible()
+    expect(page.locator("#toast")).to_be_empty()  # the user had chosen samples only
+    page.locator("#style .sample button").nth(2).click()
+    page.locator("#parameter-strength").fill("0.9")
+    page.click("#open-mask")
+    page.click("#mask-invert")
+    page.click("#mask-done")
+    masked = page.evaluate(COUNT_MASKED)
+    page.go_back()
+    expect_end(page)
+    page.click("#reuse")
+    expect(page.locator("#mask-state")).to_have_text("Mask: Style 1")
+
+    expect(page.locator("#toast")).to_contain_text("Your masks and settings were replaced.")
+    page.click("#toast button")
+    expect(page.locator("#mask-state")).to_have_text("Mask: Woodcut")
+    expect(page.locator("#style .sample [aria-pressed=true]")).to_have_text("Woodcut")
+    expect(page.locator("#parameter-strength")).to_have_value("0.9")
+    assert page.evaluate(COUNT_MASKED) == masked
+    page.wait_for_timeout(600)  # the draft is saved
+    page.reload()
+    expect(page.locator("#mask-state")).to_have_text("Mask: Woodcut")
+    expect(page.locator("#parameter-strength")).to_have_value("0.9")
+
+
 # ---------------------------------------------------------------------- filmstrip
 
 

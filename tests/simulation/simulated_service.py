@@ -22,6 +22,7 @@ from scenario import (
     REFUSED_MS,
     RETRY_MS,
     START_MS,
+    TIMEOUT_MS,
     Outcome,
     Request,
     Scenario,
@@ -160,7 +161,7 @@ class Service(SimulatedWorkers):
                 continue
             if worker.token != job.token:
                 failed_until = max(worker.cut_until, worker.frozen_until, self._outage_until)
-                if self.now > failed_until + 2 * RETRY_MS:
+                if self.now > failed_until + TIMEOUT_MS + 2 * RETRY_MS:
                     raise ViolationError(f"a sound worker has dropped {job.id.decode()}")
             elif self.now < self._outage_until + 1000:
                 raise ViolationError(f"an outage takes {job.id.decode()} from a sound worker")
