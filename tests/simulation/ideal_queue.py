@@ -1,12 +1,13 @@
 """The fair share: when each job would start in an ideal queue on the same workers.
 
-The ideal queue knows no failures, no messages and no leases. Of the highest class with a job that
+The ideal queue knows no failures and no leases. Of the highest class with a job that
 a free worker may take, the owner whose turn it is gives one: owners take turns in a circle in
 each pool, a worker of several pools takes from the owner that has waited the longest for its turn,
 and an owner's own jobs start in the order of their creation. A worker that is lost in the
 simulation takes no further job here until it is back; a job that has begun runs to its end. A job
 takes as long as workers have held it in the simulation, in all attempts: so the work that faults
-cost is there, too.
+cost is there, too. And a worker is free only when the messages between two jobs have arrived: two
+hundredths of a worker's time are much of what is left for the lowest class.
 
 So the ideal wait of a job is its owner's equal share of what the workers could do. `start_times`
 has no code and no idea of the store's places and rounds.
@@ -71,8 +72,9 @@ class _Turns:
 class _Queue:
     """Free workers and waiting jobs."""
 
-    def __init__(self) -> None:
+    def __init__(self, handover_ms: int) -> None:
         self.starts: dict[int, int] = {}  # number of a job -> ms
+        self._handover_ms = handover_ms
         self.withdrawn: set[int] = set()
         self._clock = itertools.count()
         self._turns: dict[tuple[str, str], _Turns] = {}
@@ -116,7 +118,7 @@ class _Queue:
             workers.remove(worker)
             self._busy.add(worker)
             self.starts[job.number] = at
-            heapq.heappush(self._ends, (at + job.held_ms, worker))
+            heapq.heappush(self._ends, (at + job.held_ms + self._handover_ms, worker))
 
     def _take(self, kind: WorkerKind) -> Job | None:
         for name in CLASSES:
@@ -132,14 +134,16 @@ class _Queue:
 
 
 def start_times(
-    jobs: Iterable[Job], capacity: Iterable[tuple[int, int, WorkerKind | None]]
+    jobs: Iterable[Job],
+    capacity: Iterable[tuple[int, int, WorkerKind | None]],
+    handover_ms: int = 0,
 ) -> dict[int, int]:
     """Return when each job starts, in ms, by its number.
 
     jobs: those that were accepted. capacity: (ms, number of a worker, what it takes from then on,
-    or None while it takes nothing), by time.
+    or None while it takes nothing), by time. handover_ms: from a worker's result to its next claim.
     """
-    queue = _Queue()
+    queue = _Queue(handover_ms)
     events: list[tuple[int, int, Callable[[], object]]] = []
     for job in jobs:
         assert job.created_at is not None

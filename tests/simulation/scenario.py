@@ -62,6 +62,11 @@ class Scenario:
         return round(self.jobs * self.mean_run_ms / self.workers / self.load)
 
     @property
+    def handover_ms(self) -> int:
+        """From a worker's result to its next claim: the mean time of the two messages."""
+        return round(1.5 * self.window_ms + 10)
+
+    @property
     def limits(self) -> QueueLimits:
         """What the API passes to the store."""
         # The queue must hold the wait that the scaler allows, on all workers. Beside a full queue,

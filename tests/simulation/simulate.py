@@ -121,7 +121,7 @@ def _print_table(outcome: Outcome, seconds: float) -> None:
             ("wait p50, p95, p99, max", f"{waits} s"),
             ("longest wait / fair share", f"{3 * figures.worst_wait:.2f}"),
             ("Jain's index", f"{figures.jain:.4f} of {figures.jain_owners} owners"),
-            ("worker seconds / run seconds", f"{figures.gpu_ratio:.3f}"),
+            ("worker seconds / seconds of runs and messages", f"{figures.gpu_ratio:.3f}"),
             ("of which with a job", f"{figures.held_ratio:.3f}"),
             ("most workers", outcome.max_workers),
         ]

@@ -90,6 +90,12 @@ def test_in_the_ideal_queue_a_lost_worker_takes_no_job_and_a_withdrawn_job_no_wo
     assert start_times(jobs, capacity) == {0: 0, 2: 7000}
 
 
+def test_in_the_ideal_queue_a_worker_waits_for_the_messages_between_two_jobs() -> None:
+    jobs = [_job(number, owner=1) for number in range(3)]
+
+    assert start_times(jobs, [(0, 0, ANY)], handover_ms=100) == {0: 0, 1: 1100, 2: 2200}
+
+
 def test_in_the_ideal_queue_a_worker_of_two_pools_serves_the_owner_that_waits_longest() -> None:
     pools = ["", "", "", "a", "a"]
     jobs = [_job(number, owner=1) for number in range(5)]
