@@ -282,7 +282,7 @@ def history(slowdown: int, jobs: int) -> None:
         page.send("Page.addScriptToEvaluateOnNewDocument", {"source": answer})
         page.send("Page.navigate", {"url": url})
         click.echo(_HEADER)
-        for count in (20, 1000, *range(2500, jobs, 2500), jobs):
+        for count in sorted({min(one, jobs) for one in (20, 1000, *range(2500, jobs, 2500), jobs)}):
             scroll = {"expression": f"({_SCROLL})({count})", "awaitPromise": True}
             page.send("Runtime.evaluate", scroll)
             seconds = time.monotonic() - start
