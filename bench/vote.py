@@ -221,16 +221,11 @@ def report(file: Path) -> None:
     )
     for question in QUESTIONS:
         asked = [vote for vote in votes if vote.question == question]
-        cells = (
-            ["–"] * len(names)
-            if not asked
-            else [
-                f"{strength:.2f} ({low:.2f} to {high:.2f})"
-                for strength, (low, high) in zip(
-                    strengths(asked, names), intervals(asked, names), strict=True
-                )
-            ]
+        ranking = (
+            zip(strengths(asked, names), intervals(asked, names), strict=True) if asked else ()
         )
+        cells = [f"{strength:.2f} ({low:.2f} to {high:.2f})" for strength, (low, high) in ranking]
+        cells = cells or ["–"] * len(names)
         click.echo(f"| {question} | {len(asked)} | " + " | ".join(cells) + " |")
 
 

@@ -8,6 +8,14 @@ from bench import optimize
 from core.neural.vgg import Network
 
 
+@pytest.fixture(autouse=True)
+def _tiny_network(
+    make_tiny_network: Callable[..., Network], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tiny = make_tiny_network("vgg11")
+    monkeypatch.setattr(optimize, "_network", lambda *_: tiny)
+
+
 @pytest.mark.parametrize(
     ("command", "rows"),
     [
@@ -21,14 +29,7 @@ from core.neural.vgg import Network
         ("tiled --size 300", 2),
     ],
 )
-def test_each_measurement_prints_a_table_of_numbers(
-    command: str,
-    rows: int,
-    make_tiny_network: Callable[..., Network],
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    tiny = make_tiny_network("vgg11")
-    monkeypatch.setattr(optimize, "_network", lambda *_: tiny)
+def test_each_measurement_prints_a_table_of_numbers(command: str, rows: int) -> None:
     result = CliRunner().invoke(optimize.main, command.split(), catch_exceptions=False)
     assert result.exit_code == 0, result.output
     _, _, *table = result.output.splitlines()
@@ -38,11 +39,7 @@ def test_each_measurement_prints_a_table_of_numbers(
         assert all(re.fullmatch(r" x?\d+(\.\d+)?(e[+-]\d+)?%? ", cell) for cell in cells), row
 
 
-def test_the_detail_of_a_photo_needs_a_coarser_scale(
-    make_tiny_network: Callable[..., Network], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    tiny = make_tiny_network("vgg11")
-    monkeypatch.setattr(optimize, "_network", lambda *_: tiny)
+def test_the_detail_of_a_photo_needs_a_coarser_scale() -> None:
     result = CliRunner().invoke(optimize.main, ["detail", "--size", "128"])
     assert result.exit_code == 2
     assert "one scale" in result.output

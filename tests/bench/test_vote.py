@@ -92,7 +92,7 @@ def test_intervals_are_wide_if_pairs_of_pictures_disagree() -> None:
     assert mixed_high - mixed_low > 2 * (high - low)
 
 
-def test_a_report_leaves_out_questions_that_nobody_has_answered(tmp_path: Path) -> None:
+def test_a_report_ranks_only_for_questions_that_have_votes(tmp_path: Path) -> None:
     votes = tmp_path / "votes.jsonl"
     votes.touch()
     result = CliRunner().invoke(main, ["report", str(votes)])

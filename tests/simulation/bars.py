@@ -10,10 +10,9 @@ count that had jobs of the common kind (normal priority, any worker) waiting dur
 of WINDOW_SECONDS: the others got all that they asked for.
 
 **GPU hours.** No schedule, however much it knows of the future, needs fewer worker seconds than the
-jobs run and the messages between two jobs take (long ones in a big run, where a message may wait
-for WINDOW_MS of many). So worker seconds / these seconds is an upper bound of the ratio to the
-clairvoyant optimum, at any wait, and at the same p95 wait as well. It counts the starts of
-workers, the time in which they are dead or partitioned, and work that was lost.
+jobs run and the messages between two jobs take. So worker seconds / these seconds is an upper
+bound of the ratio to the clairvoyant optimum, at any wait, and at the same p95 wait as well. It
+counts the starts of workers, the time in which they are dead or partitioned, and lost work.
 """
 
 from collections import Counter, defaultdict

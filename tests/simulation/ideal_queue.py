@@ -6,8 +6,8 @@ each pool, a worker of several pools takes from the owner that has waited the lo
 and an owner's own jobs start in the order of their creation. A worker that is lost in the
 simulation takes no further job here until it is back; a job that has begun runs to its end. A job
 takes as long as workers have held it in the simulation, in all attempts: so the work that faults
-cost is there, too. And a worker is free only when the messages between two jobs have arrived: two
-hundredths of a worker's time are much of what is left for the lowest class.
+cost is there, too. A worker is free when the messages between two jobs have arrived: they take
+little of its time, but much of what is left for the lowest class.
 
 So the ideal wait of a job is its owner's equal share of what the workers could do. `start_times`
 has no code and no idea of the store's places and rounds.

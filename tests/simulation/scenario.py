@@ -63,7 +63,10 @@ class Scenario:
 
     @property
     def handover_ms(self) -> int:
-        """From a worker's result to its next claim: the mean time of the two messages."""
+        """The mean time from a worker's result to its next claim, by the delays of network.py.
+
+        The answer takes window_ms + 10, the request window_ms / 2.
+        """
         return round(1.5 * self.window_ms + 10)
 
     @property
