@@ -46,7 +46,7 @@ CONTROLS = {
         "    return call(self, name, *(('',) + args[1:] if name in by_owner else args), **named)\n"
         "frames = s.JobStore.list_frames\n"
         "s.JobStore.list_frames = lambda self, job_id, owner='': frames(self, job_id)\n"
-        "s.JobStore._read = lambda self, job_ids, owner: read(self, job_ids, '')\n"
+        "s.JobStore._read = lambda self, job_ids, owner, *known: read(self, job_ids, '', *known)\n"
         "s.JobStore.is_owner = lambda self, owner, digest: True\n"
         "async def refuse(self, job_id, owner):\n"  # a stream of another's job would not end
         "    raise s.errors.JobNotFound()\n"
@@ -373,9 +373,11 @@ def _without_queue(text: str) -> str:
 
 
 def _compare_pairs(setup: Setup, record: Record) -> None:
-    """Compare every pair, in random order; the order within a pair is random, too."""
+    """Compare every pair, in random order, deletions last; the order within a pair is random."""
     every = list(pairs(setup))
     setup.random.shuffle(every)
+    # A deletion that succeeds would hide the violations of later requests.
+    every.sort(key=lambda pair: pair[0].startswith("DELETE"))
     for name, real, ask in every:
         names = [("foreign", real), ("unknown", setup.unknown_id(real))]
         setup.random.shuffle(names)
