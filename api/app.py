@@ -21,7 +21,7 @@ from api.http import problems
 from api.job_feed import JobFeed
 from api.middleware import host_guard, security_headers
 from api.middleware.access_log import AccessLog
-from api.middleware.admission import Admission
+from api.middleware.admission import Admission, SubmissionLoad
 from api.middleware.auth import ApiKeyCache, Authentication
 from api.middleware.head import HeadRequests
 from api.middleware.host_guard import HostGuard
@@ -156,13 +156,15 @@ def create_app(shared: Settings | None = None, own: ApiSettings | None = None) -
     app.state.form = StaticFile.of("form.json", form.encode_form(form.describe_form(own, shared)))
     app.state.notify = partial(notify_workers, celery)
     problems.install(app)
+    load = SubmissionLoad(decoders, own.max_wait_seconds)
     authenticate = partial(
         Authentication,
         keys=ApiKeyCache(keys),
         rate_limiter=rate_limiter,
+        find_refusal=load.find_refusal,
         is_required=own.is_key_required,
     )
-    _add_middleware(app, own, authenticate)
+    _add_middleware(app, own, authenticate, load)
     security_headers.add_docs(app)
     bearer = [Depends(_BEARER)] if own.is_key_required else []
     for part in (  # Starlette tries routes in this order: the busiest comes first
@@ -186,11 +188,14 @@ def create_app(shared: Settings | None = None, own: ApiSettings | None = None) -
 
 
 def _add_middleware(
-    app: FastAPI, own: ApiSettings, authenticate: Callable[[ASGIApp], Authentication]
+    app: FastAPI,
+    own: ApiSettings,
+    authenticate: Callable[[ASGIApp], Authentication],
+    load: SubmissionLoad,
 ) -> None:
     """Add all middleware, from the inside out."""
     app.add_middleware(HeadRequests)
-    app.add_middleware(Admission, decoders=decoders, max_wait_seconds=own.max_wait_seconds)
+    app.add_middleware(Admission, load=load)
     reads = create_read_queue(own.max_wait_seconds)
     app.add_middleware(ReadAdmission, queue=reads)
     app.add_middleware(authenticate)

@@ -26,6 +26,9 @@ MAX_WAITING_PER_CALLER = 64
 MEASURE_SECONDS = 0.25
 _FIRST_INTERVAL_SECONDS = 0.01  # before anything has been measured
 _SMOOTHING = 0.3  # weight of the newest measurement
+# Of the longest wait. A request that is expected to wait longer is refused at once: refused after
+# its wait, it costs more and serves nobody. The pace changes, so not the whole of it.
+_EXPECTED_SHARE = 0.7
 
 
 @dataclass(frozen=True)
@@ -62,7 +65,7 @@ class FairQueue:
         self._things, self.slots = things, slots
         self.ended = 0  # turns so far, also those that were not needed
         self._free, self._slots_per_caller = slots, slots_per_caller or slots
-        self._wait_seconds = wait_seconds
+        self.wait_seconds = wait_seconds
         self._max_waiting, self._max_waiting_per_caller = max_waiting, max_waiting_per_caller
         self._running: Counter[str] = Counter()
         # By caller; the one that has been without a slot for longest comes first.
@@ -102,7 +105,7 @@ class FairQueue:
                 f"Too many of your {self._things} are waiting; try again in a few seconds."
             )
         is_full = sum(map(len, self._waiting.values())) >= self._max_waiting
-        if is_full or self._expect_wait(caller) > self._wait_seconds:
+        if is_full or self._expect_wait(caller) > self.wait_seconds * _EXPECTED_SHARE:
             return self._too_many()
         return None
 
@@ -120,7 +123,7 @@ class FairQueue:
             waiting.cancel()
 
         try:
-            with move_on_after(self._wait_seconds):
+            with move_on_after(self.wait_seconds):
                 async with create_task_group() as tasks:
                     tasks.start_soon(watch, tasks.cancel_scope)
                     await turn.wait()
@@ -143,13 +146,13 @@ class FairQueue:
         return turn
 
     def _expect_wait(self, caller: str) -> float:
-        """Seconds until a new request of the caller gets its turn, as far as that is known."""
-        self._pace.measure(is_busy=not self._free)
+        """Seconds until a new request of the caller gets its turn, if each other sends as many."""
+        self._pace.note(is_busy=not self._free)
         if self._free:
             return 0.0
         own = len(self._waiting.get(caller, ()))
-        ahead = sum(min(len(turns), own + 1) for turns in self._waiting.values())
-        return ahead * self._pace.interval_seconds
+        others = len(self._waiting) - (1 if own else 0)
+        return (own + (own + 1) * others) * self._pace.interval_seconds
 
     def _too_many(self) -> errors.Unavailable:
         return errors.Unavailable(
@@ -163,16 +166,16 @@ class FairQueue:
                 caller for caller in self._waiting if self._running[caller] < self._slots_per_caller
             ]
             if not callers:
-                return
+                break
             caller = min(callers, key=self._running.__getitem__)  # of equals, the first
             turn = self._waiting[caller][0]
             self._remove(caller, turn)
             self._free -= 1
             self._running[caller] += 1
             turn.set()
+        self._pace.note(is_busy=not self._free)
 
     def _end_turn(self, caller: str) -> None:
-        self._pace.measure(is_busy=not self._free)
         self._free += 1
         self.ended += 1
         self._running[caller] -= 1
@@ -202,17 +205,19 @@ class Pace:
         """interval_seconds: until something has been measured."""
         self.interval_seconds = interval_seconds
         self._queue = queue
-        self._since: float | None = None  # None: there is too little work
-        self._ended = 0
+        self._is_busy, self._noted_at, self._noted_turns = False, 0.0, 0
+        # Since the last measurement, while all slots had work. Such times are added up: where they
+        # are short and few, the pace would otherwise remain that of a bad moment.
+        self._busy_seconds, self._busy_turns = 0.0, 0
 
-    def measure(self, *, is_busy: bool) -> None:
-        """Take note of the turns that have ended. is_busy: whether all slots have work."""
+    def note(self, *, is_busy: bool) -> None:
+        """Take note of the turns that have ended. is_busy: whether all slots have work from now."""
         now = time.monotonic()
-        if self._since is not None and now - self._since >= MEASURE_SECONDS:
-            newest = (now - self._since) / max(1, self._queue.ended - self._ended)
+        if self._is_busy:
+            self._busy_seconds += now - self._noted_at
+            self._busy_turns += self._queue.ended - self._noted_turns
+        self._is_busy, self._noted_at, self._noted_turns = is_busy, now, self._queue.ended
+        if self._busy_seconds >= MEASURE_SECONDS:
+            newest = self._busy_seconds / max(1, self._busy_turns)
             self.interval_seconds += _SMOOTHING * (newest - self.interval_seconds)
-            self._since = None
-        if not is_busy:
-            self._since = None
-        elif self._since is None:
-            self._since, self._ended = now, self._queue.ended
+            self._busy_seconds, self._busy_turns = 0.0, 0

@@ -4,13 +4,15 @@ These are GET of a job, its events and its result, as most clients send them: wi
 preference, a range or an origin. A request passes the same host check, authentication and limits,
 and its answer has the same headers, log line and metrics as on the usual way. What is refused,
 missing or fails is answered on the usual way. But reads that the admission control refuses are
-refused here: under overload they are the most frequent ones. A test compares both ways.
+refused here: under overload they are the most frequent ones. The server repeats such a refusal for
+a moment (api/server/repeats.py); repetitions count for no limit. A test compares both ways.
 """
 
 import re
 import time
 from collections.abc import Sequence
 from contextlib import suppress
+from functools import partial
 
 from starlette.types import ASGIApp, Receive, Scope, Send
 
@@ -19,9 +21,9 @@ from api.http import etag
 from api.http.image_response import PictureFile
 from api.http.problems import problem
 from api.http.root_path import service_path
-from api.http.shared_response import SharedResponse
+from api.http.shared_response import Repeat, SharedResponse
 from api.middleware import tracing as tracing_middleware
-from api.middleware.access_log import choose_request_id, log_request
+from api.middleware.access_log import choose_request_id, log_repeats, log_request
 from api.middleware.auth import Authentication
 from api.middleware.host_guard import HostGuard
 from api.middleware.read_admission import is_read
@@ -32,6 +34,9 @@ from core import errors, tracing
 from core.log import request_id
 
 _PATH = re.compile(r"/v1/jobs/(job_[a-z2-7]{26})(/events|/result)?")
+# The server may repeat a refusal for so long, at most half of the longest wait: those who wait must
+# not have had their turns by then. Retry-After asks for a second or more.
+REPEAT_SECONDS = 0.5
 _SPECIAL = frozenset({b"prefer", b"origin", b"range"})
 
 
@@ -73,9 +78,12 @@ class FastPath:
                 answered = time.perf_counter()
                 try:
                     own_headers = [*self._headers, (b"x-request-id", new_id.encode())]
-                    if not isinstance(response, SharedResponse):  # it has them, encoded
+                    if isinstance(response, SharedResponse):  # it has them, encoded
+                        repeat = self._repeat(scope, response.status) if may_refuse else None
+                        await response.send_to(scope, receive, send, own_headers, repeat)
+                    else:
                         own_headers += DATA_HEADERS
-                    await response.send_to(scope, receive, send, own_headers)
+                        await response.send_to(scope, receive, send, own_headers)
                 finally:
                     seconds = time.perf_counter() - started
                     log_request(scope, response.status, seconds, answered - started)
@@ -100,6 +108,10 @@ class FastPath:
                 headers = [*answer.raw_headers, *DATA_HEADERS]
                 return SharedResponse(answer.status_code, headers, bytes(answer.body))
         return None
+
+    def _repeat(self, scope: Scope, status: int) -> Repeat:
+        seconds = min(REPEAT_SECONDS, self._reads.wait_seconds / 2)
+        return Repeat(seconds, partial(log_repeats, scope, status))
 
     async def _respond(
         self, scope: Scope, job_id: str, part: str | None

@@ -265,7 +265,6 @@ def _percentiles(times: Sequence[float]) -> tuple[float, float]:
 
 CALLERS = 50
 RUNNING_JOBS = 20
-LISTED_JOBS = 20  # of each caller, for `overload --of lists`
 SUCCESS = (200, 202)
 POLLS_PER_SECOND = 20
 # Of a client under overload: more than the bound, so that a late answer is seen as such. Its next
@@ -345,6 +344,7 @@ def percentile(values: Sequence[float], share: float) -> float:
 @click.option("--clients", default=8, show_default=True, help="That measure the capacity.")
 @click.option("--max-wait", default=1.0, show_default=True, help="IMPASTO_API_MAX_WAIT_SECONDS.")
 @click.option("--side", default=800, show_default=True, help="Of the pictures, in px.")
+@click.option("--jobs", default=20, show_default=True, help="In each list.")
 def overload(
     *,
     kind: str,
@@ -354,6 +354,7 @@ def overload(
     clients: int,
     max_wait: float,
     side: int,
+    jobs: int,
 ) -> None:
     """Requests at the service's capacity (closed loop), and at a multiple of it (open loop).
 
@@ -365,6 +366,11 @@ def overload(
         f"{'|---' * 9}|"
     )
     ratios: dict[str, list[float]] = {"": [], ", no admission control": []}
+    cores = sorted(os.sched_getaffinity(0))
+    # A service and its clients are on different machines. Here each has half of the cores:
+    # otherwise the clients of an overload take what the service had at its capacity.
+    half = (len(cores) + 1) // 2
+    os.sched_setaffinity(0, cores[:half])  # the service inherits it
     settings = {**UNLIMITED, "API_MAX_WAIT_SECONDS": str(max_wait)}
     unlimited = {**UNLIMITED, "API_MAX_WAIT_SECONDS": "600"}
     with (
@@ -372,7 +378,12 @@ def overload(
         api.service(1, **settings) as limited,
         api.service(1, **unlimited) as control,
     ):
-        loads = [_Load(Path(folder), running, side, kind) for running in (limited, control)]
+        loads = [
+            _Load(
+                Path(folder), running, side, jobs if kind == "lists" else 0, cores[half:] or cores
+            )
+            for running in (limited, control)
+        ]
         for number in range(1, rounds + 1):
             capacity = loads[1].run(clients, 0.0, seconds, PATIENT_SECONDS)
             click.echo(capacity.row(f"{number}: {clients} clients, no admission control"))
@@ -390,22 +401,25 @@ def overload(
 class _Load:
     """Clients of one service, as processes of locust."""
 
-    def __init__(self, folder: Path, running: api.Service, side: int, kind: str) -> None:
+    def __init__(
+        self, folder: Path, running: api.Service, side: int, listed: int, cores: Sequence[int]
+    ) -> None:
+        """listed: jobs in each list; 0: for submissions. cores: of the clients."""
         self._folder, self._running, self._side = folder, running, side
         keys = [running.create_key() for _ in range(CALLERS)]
         secrets = {owner: headers[0].partition("Bearer ")[2] for owner, headers in keys}
         for owner in list(secrets)[:RUNNING_JOBS]:
             running.create_job(owner)
-        if kind == "lists":
-            for owner in list(secrets) * LISTED_JOBS:
-                running.create_job(owner)
+        for owner in list(secrets) * listed:
+            running.create_job(owner)
         jobs = []
         for number in range(RUNNING_JOBS):
             job = running.store.claim(f"load-{number}", "bench")
             assert job is not None
             jobs.append((job.id, secrets[job.owner]))
         self._plan = {
-            "kind": kind,
+            "listed": listed,
+            "cores": cores,
             "keys": [*secrets.values()],
             "jobs": jobs,
             "photo": str(self._write("harbor")),

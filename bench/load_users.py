@@ -18,6 +18,7 @@ from locust import FastHttpUser, events, task
 
 PLAN_FILE = Path(os.environ["IMPASTO_LOAD"])
 PLAN: dict[str, Any] = json.loads(PLAN_FILE.read_text())
+os.sched_setaffinity(0, PLAN["cores"])
 PHOTO, PAINTING = (Path(PLAN[name]).read_bytes() for name in ("photo", "painting"))
 REQUEST, STATUS = "request", "status"
 
@@ -66,8 +67,10 @@ class Requester(_Client):
     @task
     def request(self) -> None:
         """List the jobs, or submit one; the body is as most clients send it."""
-        if PLAN["kind"] == "lists":
-            self.client.get("/v1/jobs", headers=self.authorization, name=REQUEST)
+        self.key = random.choice(PLAN["keys"])  # so few clients send for all callers, too
+        if PLAN["listed"]:
+            path = f"/v1/jobs?limit={PLAN['listed']}"
+            self.client.get(path, headers=self.authorization, name=REQUEST)
             return
         headers = {**self.authorization, "Content-Type": "multipart/form-data; boundary=load"}
         # geventhttpclient sends bytes as they are; the annotation does not say so.

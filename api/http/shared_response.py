@@ -1,15 +1,25 @@
 """A response that many requests share: its headers are encoded once."""
 
+from collections.abc import Callable
+from dataclasses import dataclass
 from functools import cached_property
 
 from starlette.types import Receive, Scope, Send
 
 # An extension of ASGI (api/server/request_cycle.py): a message with `status`, `head` (encoded
-# header lines) and `body`, which is a whole response.
+# header lines) and `body`, which is a whole response, and `repeat`: a Repeat or None.
 ENCODED = "impasto.response.encoded"
 ZERO_COPY = "http.response.zerocopysend"  # the same, of the ASGI specification
 
 RawHeaders = list[tuple[bytes, bytes]]
+
+
+@dataclass(frozen=True)
+class Repeat:
+    """For how long the server may send the same response to the same requests by itself."""
+
+    seconds: float
+    on_end: Callable[[int], None]  # gets the number of repetitions
 
 
 class SharedResponse:
@@ -29,12 +39,13 @@ class SharedResponse:
         receive: Receive,  # noqa: ARG002 - as for any response
         send: Send,
         own_headers: RawHeaders,
+        repeat: Repeat | None = None,
     ) -> None:
-        """Send the response to one request. own_headers: for this request only."""
+        """Send the response to one request. own_headers: for this request, and its repetitions."""
         if ENCODED in scope.get("extensions", ()):
             head = self._head + encode_headers(own_headers)
             message = {"type": ENCODED, "status": self.status, "head": head, "body": self.body}
-            await send(message)
+            await send({**message, "repeat": repeat})
             return
         start = {"status": self.status, "headers": [*self.headers, *own_headers]}
         await send({"type": "http.response.start", **start})

@@ -33,39 +33,31 @@ _FIRST_INTERVAL_SECONDS = 0.05  # between two pictures, before anything has been
 _ESTIMATE = "/v1/estimate"  # waits for a worker, which is no load here
 
 
-class Admission:
-    """Answers 503 or 429 with Retry-After to submissions beyond the capacity. For one event loop.
+class SubmissionLoad:
+    """The submissions in progress, and the pace at which their pictures are decoded.
 
-    Needs an identified caller.
+    For one event loop.
     """
 
-    def __init__(self, app: ASGIApp, decoders: FairQueue, max_wait_seconds: float) -> None:
+    def __init__(self, decoders: FairQueue, max_wait_seconds: float) -> None:
         """decoders: the queue that every submission's pictures pass."""
-        self._app, self._decoders, self._max_wait_seconds = app, decoders, max_wait_seconds
+        self._decoders, self._max_wait_seconds = decoders, max_wait_seconds
         self._in_progress: Counter[str] = Counter()  # by caller
         self._pace = Pace(decoders, _FIRST_INTERVAL_SECONDS)
 
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Handle one request."""
-        if not _is_submission(scope):
-            await self._app(scope, receive, send)
-            return
-        caller: Caller = scope["state"]["caller"]
-        refusal = self._find_refusal(caller.queue_name)
+    def find_refusal(self, scope: Scope, caller: str) -> errors.RetryLater | None:
+        """Return why the request is refused, or None. Counts a refusal for the metrics.
+
+        caller: Caller.queue_name.
+        """
+        refusal = self._find_refusal(caller) if _is_submission(scope) else None
         if refusal is not None:
             metrics.record_refused_submission()
-            await problem(refusal)(scope, receive, send)
-            return
-        submission = Submission(self, caller.queue_name, receive)
-        scope["state"]["submission"] = submission
-        try:
-            await self._app(scope, submission.receive, send)
-        finally:
-            submission.end()
+        return refusal
 
     def _find_refusal(self, caller: str) -> errors.RetryLater | None:
         """Return why a new submission of the caller is refused, or None."""
-        self.measure()
+        self._note()
         own, slots = self._in_progress[caller], self._decoders.slots
         if self._in_progress.total() < slots:
             return None
@@ -92,11 +84,39 @@ class Admission:
         self._in_progress[caller] += change
         if not self._in_progress[caller]:
             del self._in_progress[caller]
-        self.measure()
+        self._note()
 
-    def measure(self) -> None:
+    def _note(self) -> None:
         """Measure the pace while all decoders have work."""
-        self._pace.measure(is_busy=self._in_progress.total() >= self._decoders.slots)
+        self._pace.note(is_busy=self._in_progress.total() >= self._decoders.slots)
+
+
+class Admission:
+    """Answers 503 or 429 with Retry-After to submissions beyond the capacity.
+
+    Needs an identified caller. Where callers have keys, Authentication asks the load, too, before
+    it counts the request: a refusal uses up nothing of the caller's limit, and costs less.
+    """
+
+    def __init__(self, app: ASGIApp, load: SubmissionLoad) -> None:
+        self._app, self._load = app, load
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Handle one request."""
+        if not _is_submission(scope):
+            await self._app(scope, receive, send)
+            return
+        caller: Caller = scope["state"]["caller"]
+        refusal = self._load.find_refusal(scope, caller.queue_name)
+        if refusal is not None:
+            await problem(refusal)(scope, receive, send)
+            return
+        submission = Submission(self._load, caller.queue_name, receive)
+        scope["state"]["submission"] = submission
+        try:
+            await self._app(scope, submission.receive, send)
+        finally:
+            submission.end()
 
 
 def _is_submission(scope: Scope) -> bool:
@@ -110,8 +130,8 @@ def _is_submission(scope: Scope) -> bool:
 class Submission:
     """One admitted submission, and whether it counts as in progress."""
 
-    def __init__(self, admission: Admission, caller: str, receive: Receive) -> None:
-        self._admission, self._caller, self._receive = admission, caller, receive
+    def __init__(self, load: SubmissionLoad, caller: str, receive: Receive) -> None:
+        self._load, self._caller, self._receive = load, caller, receive
         self._has_ended = self._counts = False
         self._set_counts(True)
         self._timer: TimerHandle = get_running_loop().call_later(
@@ -135,4 +155,4 @@ class Submission:
     def _set_counts(self, counts: bool) -> None:
         if counts != self._counts:
             self._counts = counts
-            self._admission.count(self._caller, 1 if counts else -1)
+            self._load.count(self._caller, 1 if counts else -1)

@@ -60,6 +60,9 @@ class Caller:
         return f"{self.owner} {normalize_address(self.address)}"
 
 
+FindRefusal = Callable[[Scope, str], errors.RetryLater | None]
+"""Returns why a request of a caller, by its queue name, is refused before it is counted."""
+
 AccessCheck = Callable[[], Awaitable[bool]]
 """Returns whether the caller still has access: for a response that has no end."""
 
@@ -72,11 +75,17 @@ class Authentication:
     """Adds `caller` and `has_access` to the request's state, or answers 401, 429 or 503."""
 
     def __init__(
-        self, app: ASGIApp, keys: "ApiKeyCache", rate_limiter: RateLimiter, *, is_required: bool
+        self,
+        app: ASGIApp,
+        keys: "ApiKeyCache",
+        rate_limiter: RateLimiter,
+        find_refusal: FindRefusal,
+        *,
+        is_required: bool,
     ) -> None:
         """is_required: whether every request needs a key."""
         self._app, self._keys, self._rate_limiter = app, keys, rate_limiter
-        self._is_required = is_required
+        self._find_refusal, self._is_required = find_refusal, is_required
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Handle one request."""
@@ -98,7 +107,7 @@ class Authentication:
         """Add `caller` and `has_access` to the request's state, and count the request, once.
 
         counts_failure: whether to count a wrong key. Raises Unauthorized, AdminRequired,
-        RateLimited, StoreUnavailable.
+        RateLimited, StoreUnavailable, RetryLater, Unavailable.
         """
         state, path = scope.setdefault("state", {}), service_path(scope)
         if "caller" in state:  # api/fast_path.py has identified and counted it
@@ -116,6 +125,10 @@ class Authentication:
             if counts_failure:
                 await self._rate_limiter.count_auth_failure(_address_of(scope))
             raise
+        caller = Caller(key.id, key.priority, pool=key.pool)
+        refusal = self._find_refusal(scope, caller.queue_name)
+        if refusal is not None:
+            raise refusal
         await self._rate_limiter.count_request(key.id, classify_request(scope["method"], path))
         if is_operator and not key.admin:
             _set_actor(scope, key.id)
@@ -124,7 +137,7 @@ class Authentication:
             raise errors.AdminRequired()
         _set_actor(scope, key.id, is_operator=is_operator)
         has_access = partial(self._keys.is_valid, secret)
-        state.update(caller=Caller(key.id, key.priority, pool=key.pool), has_access=has_access)
+        state.update(caller=caller, has_access=has_access)
 
 
 def _set_actor(scope: Scope, caller_id: str, *, is_operator: bool = False) -> None:

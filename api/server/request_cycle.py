@@ -8,6 +8,7 @@ Extensions of ASGI, named in the scope's `extensions`:
 
 - `impasto.response.encoded` sends a whole response whose header lines are already encoded. uvicorn
   checks and encodes every header of every response, which takes longer than finding a cached job.
+  If the message says so, the same request gets the same response for a moment (repeats.py).
 - `http.response.zerocopysend` sends a part of a file, as the ASGI specification describes it, by
   sendfile(2): the bytes do not pass through this process.
 """
@@ -21,7 +22,8 @@ from uvicorn._types import ASGIReceiveEvent
 from uvicorn.protocols.http import httptools_impl
 from uvicorn.protocols.http.httptools_impl import STATUS_LINE
 
-from api.http.shared_response import ENCODED, ZERO_COPY
+from api.http.shared_response import ENCODED, ZERO_COPY, Repeat
+from api.server.repeats import EncodedResponse, Repeats
 
 EXTENSIONS: dict[str, dict[object, object]] = {ENCODED: {}, ZERO_COPY: {}}
 # The event loop waits while the system reads this many bytes of a file; they are usually in memory.
@@ -31,6 +33,10 @@ PIECE_BYTES = 64 * 1024  # is read and written where sendfile would have to wait
 
 class RequestCycle(httptools_impl.RequestResponseCycle):
     """Passes on the buffered block before it resumes reading, and knows EXTENSIONS."""
+
+    # The connection sets both before the application starts.
+    repeats: Repeats | None = None
+    address = ""
 
     async def receive(self) -> ASGIReceiveEvent:
         """Return the next ASGI event."""
@@ -43,25 +49,29 @@ class RequestCycle(httptools_impl.RequestResponseCycle):
     def send(self, message: Any) -> Awaitable[None]:  # type: ignore[override]
         """Send one ASGI message."""
         if message["type"] == ENCODED:
-            return self._send_encoded(message["status"], message["head"], message["body"])
+            response = EncodedResponse(message["status"], message["head"], message["body"])
+            return self._send_encoded(response, message["repeat"])
         if message["type"] == ZERO_COPY:
             return self._send_file(message["file"], message.get("offset", 0), message["count"])
         return super().send(message)
 
-    async def _send_encoded(self, status: int, head: bytes, body: bytes) -> None:
-        """Send a whole response to a GET. head: lines that end with CRLF, one is Content-Length.
-
-        As `send` of the base class does, in one piece and without checks.
-        """
+    async def _send_encoded(self, response: EncodedResponse, repeat: Repeat | None) -> None:
+        """Send a whole response to a GET, as `send` of the base class does."""
         if self.flow.write_paused and not self.disconnected:
             await self.flow.drain()
         if self.disconnected:
             return
+        if repeat is not None and self.repeats is not None:
+            self.repeats.add(dict(self.scope), self.address, response, repeat)
+        self.write(response)
+
+    def write(self, response: EncodedResponse) -> None:
+        """Write a whole response in one piece and without checks."""
         self.response_started, self.waiting_for_100_continue = True, False
         server_headers = (b"%b: %b\r\n" % header for header in self.default_headers)
         close = b"" if self.keep_alive else b"connection: close\r\n"
-        parts = [STATUS_LINE[status], *server_headers, head, close, b"\r\n", body]
-        self.transport.write(b"".join(parts))
+        parts = [STATUS_LINE[response.status], *server_headers, response.head, close, b"\r\n"]
+        self.transport.write(b"".join([*parts, response.body]))
         self.response_complete = True
         self.message_event.set()
         if not self.keep_alive:

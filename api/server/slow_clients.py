@@ -21,11 +21,12 @@ import sys
 import termios
 from asyncio import Transport
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Any, ClassVar
 
 from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
 
 from api.http import problems
+from api.server.repeats import Repeats
 from api.server.request_cycle import EXTENSIONS
 
 MAX_URL_BYTES = 8 * 1024
@@ -51,7 +52,7 @@ class ConnectionLimits:
 
 def slow_client_protocol(limits: ConnectionLimits) -> type["SlowClientProtocol"]:
     """Make a protocol class with these limits: uvicorn takes a class, not an instance."""
-    own = {"limits": limits, "__slots__": ()}
+    own = {"limits": limits, "repeats": Repeats(), "__slots__": ()}
     return type("SlowClientProtocol", (SlowClientProtocol,), own)
 
 
@@ -69,6 +70,7 @@ class SlowClientProtocol(HttpToolsProtocol):
         "_checked_at",
         "_expects_head",
         "_head_bytes",
+        "_idle_after",
         "_in_body",
         "_in_head",
         "_received",
@@ -80,6 +82,7 @@ class SlowClientProtocol(HttpToolsProtocol):
     )
 
     limits: ClassVar[ConnectionLimits] = ConnectionLimits()
+    repeats: ClassVar[Repeats] = Repeats()
 
     def connection_made(self, transport: Transport) -> None:  # type: ignore[override]
         """Start the time budget for the first head."""
@@ -89,6 +92,7 @@ class SlowClientProtocol(HttpToolsProtocol):
         # Bytes received so far, received until the last check, and unsent at the last check.
         self._received = self._received_before = 0
         self._unsent_before: int | None = 0  # None: not counted, since nothing was being sent
+        self._idle_after: object = self  # the cycle whose response has arrived as a whole
         self._expect_head()
         self._checked_at = self.loop.time()
         self._timer = self.loop.call_later(CHECK_SECONDS, self._check)
@@ -97,6 +101,18 @@ class SlowClientProtocol(HttpToolsProtocol):
         """Stop the checks."""
         self._timer.cancel()
         super().connection_lost(exc)
+
+    def _start_asgi_task(self, cycle: Any, app: Any) -> None:
+        """Answer with a response that stands; if there is none, start the application."""
+        address = self.client[0] if self.client else ""
+        response = self.repeats.find(cycle.scope, address)
+        # Of pipelined requests only the last one: each answer starts the next, one call deeper.
+        if response is None or self.pipeline or self.flow.write_paused:
+            cycle.repeats, cycle.address = self.repeats, address
+            super()._start_asgi_task(cycle, app)
+        else:
+            response.repeats += 1
+            cycle.write(response)
 
     # --- size limits
 
@@ -209,8 +225,12 @@ class SlowClientProtocol(HttpToolsProtocol):
         received = self._received - self._received_before
         self._received_before = self._received
         is_sending = self.flow.write_paused or self.transport.is_closing()
+        if self._expects_head and self.cycle is self._idle_after and not is_sending:
+            return 0  # as most of thousands of connections
         if is_sending or self._expects_head:
             unsent_before, self._unsent_before = self._unsent_before, self._count_unsent()
+            if self._expects_head and not self._unsent_before:
+                self._idle_after = self.cycle
             if self._unsent_before and unsent_before is None:
                 return None  # it may have received much since the last check
             if is_sending or self._unsent_before:

@@ -11,7 +11,7 @@ from starlette.requests import ClientDisconnect
 from starlette.types import Message
 
 from api import fair_queue
-from api.fair_queue import FairQueue, Pace, Waiter
+from api.fair_queue import _EXPECTED_SHARE, FairQueue, Pace, Waiter
 from core import errors
 
 
@@ -235,7 +235,7 @@ def test_a_request_whose_turn_is_not_expected_in_time_is_refused_at_once() -> No
         await crowd.ask("c0")  # its turn comes before the second ones of the others
         await crowd.finish_all()
 
-    queue = FairQueue("pictures", 1, wait_seconds=25)
+    queue = FairQueue("pictures", 1, wait_seconds=25 / _EXPECTED_SHARE)
     queue._pace.interval_seconds = 10.0
     crowd = play(queue, scene)
     assert sorted(crowd.order) == ["a0", "a1", "a2", "b0", "c0"]
@@ -247,16 +247,32 @@ def test_the_pace_is_measured_while_all_slots_have_work(monkeypatch: pytest.Monk
     monkeypatch.setattr(fair_queue, "time", SimpleNamespace(monotonic=lambda: now))
     queue = FairQueue("pictures", 2)
     pace = Pace(queue, 0.05)
-    for is_busy, seconds, ended in [(True, 10, 5), (False, 1000, 0), (True, 10, 5)]:
-        pace.measure(is_busy=is_busy)
+    for is_busy, seconds, ended in [(True, 10, 5), (False, 1000, 9), (True, 10, 5)]:
+        pace.note(is_busy=is_busy)
         now += seconds
         queue.ended += ended
-    pace.measure(is_busy=True)
+    pace.note(is_busy=True)
 
     expected = 0.05  # twice 2 s for a picture; the idle time does not count
     for _ in range(2):
         expected += fair_queue._SMOOTHING * (2.0 - expected)
     assert pace.interval_seconds == pytest.approx(expected)
+
+
+def test_the_pace_of_a_bad_moment_is_forgotten_while_all_slots_have_work_for_moments_only(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    now = 0.0
+    monkeypatch.setattr(fair_queue, "time", SimpleNamespace(monotonic=lambda: now))
+    queue = FairQueue("pictures", 2)
+    pace = Pace(queue, 5.0)
+    for _ in range(200):  # 0.1 s with work for all slots, 0.1 s without, and so on
+        pace.note(is_busy=True)
+        now += 0.1
+        queue.ended += 2
+        pace.note(is_busy=False)
+        now += 0.1
+    assert pace.interval_seconds == pytest.approx(0.05, rel=0.01)
 
 
 def test_a_queue_measures_its_pace(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -273,3 +289,33 @@ def test_a_queue_measures_its_pace(monkeypatch: pytest.MonkeyPatch) -> None:
     queue = FairQueue("pictures", 1)
     play(queue, scene)
     assert queue._pace.interval_seconds == pytest.approx(5, rel=0.1)
+
+
+def test_idle_time_does_not_count_for_the_pace_of_a_queue(monkeypatch: pytest.MonkeyPatch) -> None:
+    now = 0.0
+    monkeypatch.setattr(fair_queue, "time", SimpleNamespace(monotonic=lambda: now))
+
+    async def scene(crowd: Crowd) -> None:
+        nonlocal now
+        for number in range(20):
+            await crowd.ask(f"a{number}")
+            now += 5
+            await crowd.finish(f"a{number}")
+            now += 1000
+
+    queue = FairQueue("pictures", 1)
+    play(queue, scene)
+    assert queue._pace.interval_seconds == pytest.approx(5, rel=0.1)
+
+
+def test_a_request_is_refused_at_once_if_others_may_come_before_it() -> None:
+    """Each other caller may still send as many requests, whose turns come first."""
+
+    async def scene(crowd: Crowd) -> None:
+        await crowd.ask("x0", *(f"{caller}0" for caller in "abcdefg"), "a1")
+        assert sorted(crowd.failed) == ["a1"]
+        await crowd.finish_all()
+
+    queue = FairQueue("pictures", 1, wait_seconds=90 / _EXPECTED_SHARE)
+    queue._pace.interval_seconds = 10.0
+    assert len(play(queue, scene).order) == 8

@@ -16,6 +16,7 @@ from api.app import create_app
 from api.fair_queue import FairQueue
 from api.fast_path import FastPath
 from api.http import problems
+from api.http.shared_response import SharedResponse
 from api.settings import ApiSettings
 from core import errors
 from core.auth.api_keys import ApiKeyStore
@@ -242,6 +243,46 @@ def test_both_ways_refuse_reads_in_the_same_way(
     assert refused == []
     for one, other_one in zip(fast, usual, strict=True):
         assert one == other_one
+
+
+@pytest.mark.parametrize(("max_wait", "seconds"), [(0.4, 0.2), (60, 0.5)])
+def test_a_refusal_may_be_repeated_and_each_repetition_counts(
+    max_wait: float,
+    seconds: float,
+    valkey: Any,
+    tmp_path: Path,
+    connect: Callable[..., TestClient],
+    store: JobStore,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    shared = Settings(redis_url=valkey.url, data_dir=tmp_path)
+    client = connect(create_app(shared, ApiSettings(max_wait_seconds=max_wait)))
+    monkeypatch.setattr(FairQueue, "is_crowded", True)
+    monkeypatch.setattr(FairQueue, "find_refusal", lambda *_: errors.Unavailable("Come again."))
+    given: list[Any] = []
+    send_to = SharedResponse.send_to
+
+    async def spy(self: SharedResponse, *args: Any) -> None:
+        given.append(args[-1])
+        await send_to(self, *args)
+
+    monkeypatch.setattr(SharedResponse, "send_to", spy)
+    assert client.get(f"/v1/jobs/{_new_job(store)}").status_code == 200
+    assert client.get("/v1/jobs").status_code == 503
+    own, repeat = given
+    assert own is None
+    assert repeat.seconds == seconds
+    before = _read_counts()
+    with caplog.at_level(logging.INFO, "api.middleware.access_log"):
+        repeat.on_end(0)
+        repeat.on_end(3)
+
+    changes = {n - before.get(name, 0) for name, n in _read_counts().items()}
+    assert changes == {0, 3}
+    (record,) = caplog.records
+    assert record.fields["repeats"] == 3  # type: ignore[attr-defined]
+    assert record.getMessage() == "GET - 503 3 more times"
 
 
 @pytest.mark.parametrize("path", ["/v1/jobs/{}", "/v1/jobs/job_" + "a" * 26])

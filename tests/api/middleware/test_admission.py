@@ -13,7 +13,7 @@ from starlette.types import Message, Receive, Scope, Send
 
 from api.fair_queue import FairQueue
 from api.middleware import admission
-from api.middleware.admission import Admission
+from api.middleware.admission import Admission, SubmissionLoad
 from api.middleware.auth import Caller
 
 
@@ -22,8 +22,9 @@ class Service:
 
     def __init__(self, slots: int = 4, *, interval_seconds: float = 0.05) -> None:
         self.decoders = FairQueue("pictures", slots)
-        self.admission = Admission(self._app, self.decoders, max_wait_seconds=1e9)
-        self.admission._pace.interval_seconds = interval_seconds
+        self.load = SubmissionLoad(self.decoders, max_wait_seconds=1e9)
+        self.load._pace.interval_seconds = interval_seconds
+        self.admission = Admission(self._app, self.load)
         self.done = Event()
         self.admitted: list[str] = []
 
@@ -72,7 +73,7 @@ def play(service: Service, *busy: str, asks: tuple[Any, ...], **request: Any) ->
                 tasks.start_soon(service.ask, owner)
             await wait_all_tasks_blocked()
             assert len(service.admitted) == len(busy)
-            service.admission._max_wait_seconds = 1.0
+            service.load._max_wait_seconds = 1.0
             with anyio.move_on_after(0.1):
                 await service.ask(*asks, answers=answers, **request)
             tasks.cancel_scope.cancel()
@@ -141,9 +142,9 @@ def test_a_body_on_a_slow_line_is_no_load(
                 tasks.start_soon(partial(service.ask, "own", more_body=more_body))
             await wait_all_tasks_blocked()
             await anyio.sleep(0.05)
-            counts.append(service.admission._in_progress.total())
+            counts.append(service.load._in_progress.total())
             tasks.cancel_scope.cancel()
-        return [*counts, len(service.admission._in_progress)]
+        return [*counts, len(service.load._in_progress)]
 
     assert anyio.run(run) == [counted, 0]
 
@@ -151,17 +152,17 @@ def test_a_body_on_a_slow_line_is_no_load(
 def test_the_refusal_says_when_to_come_again(
     client: TestClient, submit: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    found: list[Admission] = []
-    stock = Admission._find_refusal
+    found: list[SubmissionLoad] = []
+    stock = SubmissionLoad._find_refusal
 
-    def find(self: Admission, caller: str) -> Any:
+    def find(self: SubmissionLoad, caller: str) -> Any:
         found.append(self)
         self._in_progress["somebody"] = 99
         self._in_progress[caller] = 9
         self._pace.interval_seconds = 0.7
         return stock(self, caller)
 
-    monkeypatch.setattr(Admission, "_find_refusal", find)
+    monkeypatch.setattr(SubmissionLoad, "_find_refusal", find)
     answer = submit()
 
     assert (answer.status_code, answer.json()["code"]) == (429, "retry_later")

@@ -16,6 +16,7 @@ from starlette.testclient import TestClient
 from api.app import create_app
 from api.fair_queue import FairQueue
 from api.middleware import auth
+from api.middleware.admission import SubmissionLoad
 from api.middleware.auth import ApiKeyCache, classify_request
 from api.rate_limit import RequestKind
 from api.settings import ApiSettings
@@ -347,6 +348,23 @@ def test_requests_above_the_limit_get_429_with_retry_after(serve: Serve, bearer:
     assert all(1 <= int(answer.headers["retry-after"]) <= 61 for answer in refused)
     assert first.get("/v1/jobs", headers=theirs).status_code == 200
     tries = [first.post("/v1/jobs", headers=mine).status_code for _ in range(3)]
+    assert tries == [400, 400, 429]
+
+
+def test_a_submission_that_is_refused_for_overload_counts_for_no_limit(
+    serve: Serve, bearer: Any, keys: ApiKeyStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    client, headers = serve(submissions_per_minute=2), bearer()
+    client.get("/v1/jobs", headers=headers)  # reads the key
+    before = _count_writes(keys)
+    with monkeypatch.context() as patch:
+        patch.setattr(SubmissionLoad, "_find_refusal", lambda *_: errors.Unavailable())
+        refused = [client.post("/v1/jobs", headers=headers).status_code for _ in range(5)]
+        assert client.get("/v1/system", headers=headers).status_code == 200
+
+    assert refused == [503] * 5
+    assert _count_writes(keys) == before
+    tries = [client.post("/v1/jobs", headers=headers).status_code for _ in range(3)]
     assert tries == [400, 400, 429]
 
 

@@ -1,0 +1,141 @@
+"""Which requests get a response that stands, with a real server."""
+
+import asyncio
+import queue
+import re
+import socket
+import threading
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+import uvicorn
+from uvicorn.protocols.http import httptools_impl
+
+from api.http.shared_response import Repeat, SharedResponse
+from api.server import repeats, request_cycle
+from api.server.slow_clients import ConnectionLimits, slow_client_protocol
+
+REQUEST = "GET /v1/jobs?limit=5 HTTP/1.1\r\nHost: a\r\nAuthorization: Bearer b\r\n\r\n"
+
+
+class Server:
+    """An application whose answers are numbered, and may be repeated until `end`."""
+
+    def __init__(self) -> None:
+        self.port = 0
+        self.answered = 0
+        self.ended: queue.Queue[int] = queue.Queue()
+        self.may_answer_slowly = threading.Event()
+        self._seconds = 60.0
+
+    async def app(self, scope: Any, receive: Any, send: Any) -> None:
+        if scope["path"] == "/slow":
+            await asyncio.to_thread(self.may_answer_slowly.wait)
+        self.answered += 1
+        body = b"%5d" % self.answered
+        headers = [(b"content-length", b"5")]
+        repeat = None if scope["path"] == "/slow" else Repeat(self._seconds, self.ended.put)
+        await SharedResponse(503, headers, body).send_to(scope, receive, send, [], repeat)
+
+    def stand_for(self, seconds: float) -> None:
+        self._seconds = seconds
+
+    def ask(self, *requests: str, source: str = "127.0.0.1") -> list[int]:
+        """Send the requests on one connection; return the numbers of the answers."""
+        with socket.create_connection(
+            ("127.0.0.1", self.port), timeout=10, source_address=(source, 0)
+        ) as connection:
+            connection.sendall("".join(requests).encode())
+            received = b""
+            while len(numbers := re.findall(rb"\r\n\r\n([ \d]{5})", received)) < len(requests):
+                block = connection.recv(65536)
+                assert block, received
+                received += block
+        return [int(number) for number in numbers]
+
+
+@pytest.fixture
+def server(monkeypatch: pytest.MonkeyPatch) -> Iterator[Server]:
+    monkeypatch.setattr(httptools_impl, "RequestResponseCycle", httptools_impl.RequestResponseCycle)
+    request_cycle.install()
+    running = Server()
+    protocol = slow_client_protocol(ConnectionLimits())
+    config = uvicorn.Config(
+        running.app,
+        interface="asgi3",
+        http=protocol,
+        ws="none",
+        lifespan="off",
+        log_config=None,
+        date_header=False,
+        proxy_headers=False,
+    )
+    uvicorn_server = uvicorn.Server(config)
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        running.port = listener.getsockname()[1]
+        thread = threading.Thread(target=uvicorn_server.run, args=([listener],))
+        thread.start()
+        yield running
+        running.may_answer_slowly.set()
+        uvicorn_server.should_exit = True
+        thread.join(20)
+        assert not thread.is_alive()
+
+
+def test_the_same_request_gets_the_same_response(server: Server) -> None:
+    assert server.ask(REQUEST) == [1]
+    assert server.ask(REQUEST, REQUEST) == [1, 1]
+    assert server.ask(REQUEST) == [1]
+    assert server.answered == 1
+
+
+@pytest.mark.parametrize(
+    ("old", "new"),
+    [
+        ("GET", "HEAD"),
+        ("GET", "DELETE"),
+        ("/v1/jobs", "/v1/system"),
+        ("limit=5", "limit=6"),
+        ("limit=5", ""),
+        ("HTTP/1.1", "HTTP/1.0"),
+        ("Bearer b", "Bearer c"),
+        ("Authorization: Bearer b\r\n", ""),
+        ("\r\n\r\n", "\r\nX-Forwarded-For: 192.0.2.1\r\n\r\n"),
+        ("\r\n\r\n", "\r\nAuthorization: Bearer b\r\n\r\n"),
+        ("Host: a\r\nAuthorization: Bearer b", "Authorization: Bearer b\r\nHost: a"),
+    ],
+)
+def test_another_request_goes_to_the_application(server: Server, old: str, new: str) -> None:
+    assert server.ask(REQUEST) == [1]
+    assert server.ask(REQUEST.replace(old, new)) == [2]
+    assert server.ask(REQUEST) == [1]
+
+
+def test_the_same_request_from_another_address_goes_to_the_application(server: Server) -> None:
+    assert server.ask(REQUEST) == [1]
+    assert server.ask(REQUEST, source="127.0.0.2") == [2]
+
+
+def test_after_its_time_the_application_answers_and_knows_the_count(server: Server) -> None:
+    server.stand_for(1.0)
+    assert server.ask(REQUEST) == [1]
+    assert server.ask(*[REQUEST] * 3) == [1] * 3
+    assert server.ended.get(timeout=10) == 3
+    assert server.ask(REQUEST) == [2]
+
+
+def test_many_requests_behind_a_slow_one_get_their_responses(server: Server) -> None:
+    slow = REQUEST.replace("/v1/jobs", "/slow")
+    assert server.ask(REQUEST) == [1]
+    threading.Timer(0.2, server.may_answer_slowly.set).start()
+    # More than Python's calls may be deep.
+    numbers = server.ask(slow, *[REQUEST] * 2000)
+    assert len(numbers) == 2001
+    assert numbers[-1] == 1
+
+
+def test_only_so_many_responses_stand(server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(repeats, "MAX_STANDING", 1)
+    other = REQUEST.replace("Bearer b", "Bearer c")
+    assert server.ask(REQUEST, other, other, REQUEST) == [1, 2, 3, 1]
