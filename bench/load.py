@@ -309,11 +309,13 @@ class Answers:
         refused = [took for took, code in self.requests if code in (429, 503)]
         unanswered = self.count([0])
         other = len(self.requests) - len(accepted) - len(refused) - unanswered
+        late = unanswered + sum(code != 0 and took > BOUND_SECONDS for took, code in self.requests)
         cells = [
             name,
             f"{self.offered:.1f}",
             f"{self.goodput:.1f}",
             f"{len(refused) / self.seconds:.1f}",
+            f"{late / max(1, len(self.requests)):.2%}",
             f"{unanswered}, {other}",
             _describe(accepted),
             _describe(refused),
@@ -361,20 +363,21 @@ def overload(
     A second service, without admission control, shows the capacity and serves as the control.
     """
     click.echo(
-        f"| {kind} | offered/s | goodput/s | 503, 429/s | no answer, other | success: p50, p99 ms "
-        "| refused: p50, p99 ms | status: p50, p99 ms | CPU s: API, decoders, store, clients |\n"
-        f"{'|---' * 9}|"
+        f"| {kind} | offered/s | goodput/s | 503, 429/s | not within 2 s | no answer, other "
+        "| success: p50, p99 ms | refused: p50, p99 ms | status: p50, p99 ms "
+        "| CPU s: API, decoders, store, clients |\n"
+        f"{'|---' * 10}|"
     )
     ratios: dict[str, list[float]] = {"": [], ", no admission control": []}
     cores = sorted(os.sched_getaffinity(0))
     # A service and its clients are on different machines. Here each has half of the cores:
     # otherwise the clients of an overload take what the service had at its capacity.
     half = (len(cores) + 1) // 2
-    os.sched_setaffinity(0, cores[:half])  # the service inherits it
     settings = {**UNLIMITED, "API_MAX_WAIT_SECONDS": str(max_wait)}
     unlimited = {**UNLIMITED, "API_MAX_WAIT_SECONDS": "600"}
     with (
         tempfile.TemporaryDirectory() as folder,
+        _on_cores(cores[:half]),
         api.service(1, **settings) as limited,
         api.service(1, **unlimited) as control,
     ):
@@ -396,6 +399,17 @@ def overload(
     for name, values in ratios.items():
         shown = ", ".join(f"{value:.2f}" for value in values)
         click.echo(f"goodput by capacity{name}: {statistics.median(values):.2f} (of {shown})")
+
+
+@contextmanager
+def _on_cores(cores: Sequence[int]) -> Iterator[None]:
+    """Run this process, and those that it starts meanwhile, on these cores."""
+    before = os.sched_getaffinity(0)
+    os.sched_setaffinity(0, cores)
+    try:
+        yield
+    finally:
+        os.sched_setaffinity(0, before)
 
 
 class _Load:

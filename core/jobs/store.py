@@ -75,8 +75,8 @@ WORKER_FORGET_MS = 60_000  # then the store forgets the description of a worker
 KNOWN_SECONDS = 3600
 POLL_MS = 10_000  # an idle worker asks for a job more often, while jobs wait
 # A list keeps its jobs for the next one; not for long, as another store could take the place of
-# this one meanwhile. A queued job takes 2.3 KB. Callers take turns, so where the jobs of all of them
-# have no room, a list finds that its own were dropped.
+# this one meanwhile. A queued job takes 2.3 KB. Callers take turns, so where the jobs of all
+# of them have no room, a list finds that its own were dropped.
 MAX_LISTED, LISTED_SECONDS = 10_000, 60
 ANY_OWNER = ""  # for operations that may touch the jobs of all owners
 NO_OWNER = ""  # of a blob that no client may name

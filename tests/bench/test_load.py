@@ -67,7 +67,7 @@ ANSWERS = Answers(
 def test_late_answers_are_no_goodput() -> None:
     assert (ANSWERS.offered, ANSWERS.accepted, ANSWERS.goodput) == (3.5, 1.5, 1.0)
     assert ANSWERS.row("x") == (
-        "| x | 3.5 | 1.0 | 1.0 | 1, 1 | 1900, 2100 | 10, 20 | 4, 6 | 1.0, 0.5 |"
+        "| x | 3.5 | 1.0 | 1.0 | 28.57% | 1, 1 | 1900, 2100 | 10, 20 | 4, 6 | 1.0, 0.5 |"
     )
 
 
