@@ -26,9 +26,8 @@ MAX_WAITING_PER_CALLER = 64
 MEASURE_SECONDS = 0.25
 _FIRST_INTERVAL_SECONDS = 0.01  # before anything has been measured
 _SMOOTHING = 0.3  # weight of the newest measurement
-# Of the longest wait. A request that is expected to wait longer is refused at once: refused after
-# its wait, it costs more and serves nobody. The pace changes, so not the whole of it.
-_EXPECTED_SHARE = 0.7
+# The part of the longest wait that a request may be expected to need in a queue that refuses early.
+_EARLY_SHARE = 0.7
 
 
 @dataclass(frozen=True)
@@ -60,13 +59,19 @@ class FairQueue:
         wait_seconds: float = WAIT_SECONDS,
         max_waiting: int = MAX_WAITING,
         max_waiting_per_caller: int = MAX_WAITING_PER_CALLER,
+        refuses_early: bool = False,
     ) -> None:
-        """things: what waits, for messages. slots_per_caller: None for all."""
+        """things: what waits, for messages. slots_per_caller: None for all.
+
+        refuses_early: expect that each other caller sends as many requests, and a slower pace. For
+        crowds: a request that is refused after its wait costs much and serves nobody.
+        """
         self._things, self.slots = things, slots
         self.ended = 0  # turns so far, also those that were not needed
         self._free, self._slots_per_caller = slots, slots_per_caller or slots
         self.wait_seconds = wait_seconds
         self._max_waiting, self._max_waiting_per_caller = max_waiting, max_waiting_per_caller
+        self._refuses_early = refuses_early
         self._running: Counter[str] = Counter()
         # By caller; the one that has been without a slot for longest comes first.
         self._waiting: dict[str, deque[Event]] = {}
@@ -105,7 +110,8 @@ class FairQueue:
                 f"Too many of your {self._things} are waiting; try again in a few seconds."
             )
         is_full = sum(map(len, self._waiting.values())) >= self._max_waiting
-        if is_full or self._expect_wait(caller) > self.wait_seconds * _EXPECTED_SHARE:
+        share = _EARLY_SHARE if self._refuses_early else 1.0
+        if is_full or self._expect_wait(caller) > self.wait_seconds * share:
             return self._too_many()
         return None
 
@@ -146,13 +152,17 @@ class FairQueue:
         return turn
 
     def _expect_wait(self, caller: str) -> float:
-        """Seconds until a new request of the caller gets its turn, if each other sends as many."""
+        """Seconds until a new request of the caller gets its turn, as far as that is known."""
         self._pace.note(is_busy=not self._free)
         if self._free:
             return 0.0
         own = len(self._waiting.get(caller, ()))
-        others = len(self._waiting) - (1 if own else 0)
-        return (own + (own + 1) * others) * self._pace.interval_seconds
+        if self._refuses_early:
+            others = len(self._waiting) - (1 if own else 0)
+            ahead = own + (own + 1) * others
+        else:
+            ahead = sum(min(len(turns), own + 1) for turns in self._waiting.values())
+        return ahead * self._pace.interval_seconds
 
     def _too_many(self) -> errors.Unavailable:
         return errors.Unavailable(
@@ -211,7 +221,11 @@ class Pace:
         self._busy_seconds, self._busy_turns = 0.0, 0
 
     def note(self, *, is_busy: bool) -> None:
-        """Take note of the turns that have ended. is_busy: whether all slots have work from now."""
+        """Take note of the turns that have ended. is_busy: whether all slots have work from now.
+
+        Turns that still run when such a time ends do not count, so after bursts of few turns the
+        interval is too long, up to `slots` times, until there is more work.
+        """
         now = time.monotonic()
         if self._is_busy:
             self._busy_seconds += now - self._noted_at

@@ -5,7 +5,7 @@ preference, a range or an origin. A request passes the same host check, authenti
 and its answer has the same headers, log line and metrics as on the usual way. What is refused,
 missing or fails is answered on the usual way. But reads that the admission control refuses are
 refused here: under overload they are the most frequent ones. The server repeats such a refusal for
-a moment (api/server/repeats.py); repetitions count for no limit. A test compares both ways.
+a moment (api/server/response_cache.py); repetitions count for no limit. A test compares both ways.
 """
 
 import re
@@ -21,7 +21,7 @@ from api.http import etag
 from api.http.image_response import PictureFile
 from api.http.problems import problem
 from api.http.root_path import service_path
-from api.http.shared_response import Repeat, SharedResponse
+from api.http.shared_response import CachePolicy, SharedResponse
 from api.middleware import tracing as tracing_middleware
 from api.middleware.access_log import choose_request_id, log_repeats, log_request
 from api.middleware.auth import Authentication
@@ -34,14 +34,17 @@ from core import errors, tracing
 from core.log import request_id
 
 _PATH = re.compile(r"/v1/jobs/(job_[a-z2-7]{26})(/events|/result)?")
-# The server may repeat a refusal for so long, at most half of the longest wait: those who wait must
-# not have had their turns by then. Retry-After asks for a second or more.
+# A refusal is repeated for so long, while requests wait. Retry-After asks for a second or more.
 REPEAT_SECONDS = 0.5
+_REQUEST_ID = b"x-request-id"
 _SPECIAL = frozenset({b"prefer", b"origin", b"range"})
 
 
 class FastPath:
-    """Serves GET of a job, its events and its result, and passes on everything else."""
+    """Serves GET of a job, its events and its result, and refuses reads in a crowd.
+
+    Passes on everything else.
+    """
 
     def __init__(
         self,
@@ -79,8 +82,8 @@ class FastPath:
                 try:
                     own_headers = [*self._headers, (b"x-request-id", new_id.encode())]
                     if isinstance(response, SharedResponse):  # it has them, encoded
-                        repeat = self._repeat(scope, response.status) if may_refuse else None
-                        await response.send_to(scope, receive, send, own_headers, repeat)
+                        policy = self._cache_policy(scope, response.status) if may_refuse else None
+                        await response.send_to(scope, receive, send, own_headers, policy)
                     else:
                         own_headers += DATA_HEADERS
                         await response.send_to(scope, receive, send, own_headers)
@@ -109,9 +112,12 @@ class FastPath:
                 return SharedResponse(answer.status_code, headers, bytes(answer.body))
         return None
 
-    def _repeat(self, scope: Scope, status: int) -> Repeat:
+    def _cache_policy(self, scope: Scope, status: int) -> CachePolicy | None:
+        if any(name == _REQUEST_ID for name, _ in scope["headers"]):
+            return None  # each request has an id of its own
         seconds = min(REPEAT_SECONDS, self._reads.wait_seconds / 2)
-        return Repeat(seconds, partial(log_repeats, scope, status))
+        on_expired = partial(log_repeats, scope["method"], status)
+        return CachePolicy(seconds, lambda: self._reads.is_crowded, on_expired)
 
     async def _respond(
         self, scope: Scope, job_id: str, part: str | None

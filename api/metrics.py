@@ -103,6 +103,11 @@ def record_request(method: str, route: str, status: int, seconds: float) -> None
         duration.observe(seconds, exemplar)
 
 
+def record_repeats(method: str, route: str, status: int, count: int) -> None:
+    """Count requests that were answered from the cache of responses; they have no duration."""
+    _children(method, route, status)[0].inc(count)
+
+
 @cache  # as many as there are time series; finding one by its labels takes longer than counting
 def _children(method: str, route: str, status: int) -> tuple[Counter, Histogram]:
     return (

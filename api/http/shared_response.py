@@ -7,7 +7,7 @@ from functools import cached_property
 from starlette.types import Receive, Scope, Send
 
 # An extension of ASGI (api/server/request_cycle.py): a message with `status`, `head` (encoded
-# header lines) and `body`, which is a whole response, and `repeat`: a Repeat or None.
+# header lines) and `body`, which is a whole response, and `cache`: a CachePolicy or None.
 ENCODED = "impasto.response.encoded"
 ZERO_COPY = "http.response.zerocopysend"  # the same, of the ASGI specification
 
@@ -15,11 +15,12 @@ RawHeaders = list[tuple[bytes, bytes]]
 
 
 @dataclass(frozen=True)
-class Repeat:
-    """For how long the server may send the same response to the same requests by itself."""
+class CachePolicy:
+    """When the server may send the same response to the same requests by itself."""
 
-    seconds: float
-    on_end: Callable[[int], None]  # gets the number of repetitions
+    seconds: float  # at most
+    is_valid: Callable[[], bool]
+    on_expired: Callable[[int], None]  # gets how often the response was sent from the cache
 
 
 class SharedResponse:
@@ -39,13 +40,13 @@ class SharedResponse:
         receive: Receive,  # noqa: ARG002 - as for any response
         send: Send,
         own_headers: RawHeaders,
-        repeat: Repeat | None = None,
+        cache: CachePolicy | None = None,
     ) -> None:
-        """Send the response to one request. own_headers: for this request, and its repetitions."""
+        """Send the response to one request. own_headers: for this request only, if not cached."""
         if ENCODED in scope.get("extensions", ()):
             head = self._head + encode_headers(own_headers)
             message = {"type": ENCODED, "status": self.status, "head": head, "body": self.body}
-            await send({**message, "repeat": repeat})
+            await send({**message, "cache": cache})
             return
         start = {"status": self.status, "headers": [*self.headers, *own_headers]}
         await send({"type": "http.response.start", **start})

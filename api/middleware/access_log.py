@@ -87,12 +87,11 @@ def log_request(scope: Scope, status: int, seconds: float, seconds_to_headers: f
     log.info("%s %s %d %s ms", method, route, status, milliseconds, extra={"fields": fields})
 
 
-def log_repeats(scope: Scope, status: int, count: int) -> None:
-    """Log and count the repetitions of a response, which the server has sent by itself."""
+def log_repeats(method: str, status: int, count: int) -> None:
+    """Log and count the repetitions of a response, which the server has sent from its cache."""
     if not count:
         return
-    method, route = scope["method"], getattr(scope.get("route"), "path", "-")
+    route = "-"
     fields = {"method": method, "route": route, "status": status, "repeats": count}
-    for _ in range(count):
-        metrics.record_request(method, route, status, 0.0)
+    metrics.record_repeats(method, route, status, count)
     log.info("%s %s %d %d more times", method, route, status, count, extra={"fields": fields})

@@ -36,6 +36,7 @@ def create_read_queue(max_wait_seconds: float) -> FairQueue:
         wait_seconds=max_wait_seconds,
         max_waiting=MAX_WAITING,
         max_waiting_per_caller=MAX_WAITING_PER_CALLER,
+        refuses_early=True,
     )
 
 

@@ -8,7 +8,7 @@ Extensions of ASGI, named in the scope's `extensions`:
 
 - `impasto.response.encoded` sends a whole response whose header lines are already encoded. uvicorn
   checks and encodes every header of every response, which takes longer than finding a cached job.
-  If the message says so, the same request gets the same response for a moment (repeats.py).
+  If the message says so, the response is cached (response_cache.py).
 - `http.response.zerocopysend` sends a part of a file, as the ASGI specification describes it, by
   sendfile(2): the bytes do not pass through this process.
 """
@@ -22,8 +22,8 @@ from uvicorn._types import ASGIReceiveEvent
 from uvicorn.protocols.http import httptools_impl
 from uvicorn.protocols.http.httptools_impl import STATUS_LINE
 
-from api.http.shared_response import ENCODED, ZERO_COPY, Repeat
-from api.server.repeats import EncodedResponse, Repeats
+from api.http.shared_response import ENCODED, ZERO_COPY, CachePolicy
+from api.server.response_cache import EncodedResponse, ResponseCache
 
 EXTENSIONS: dict[str, dict[object, object]] = {ENCODED: {}, ZERO_COPY: {}}
 # The event loop waits while the system reads this many bytes of a file; they are usually in memory.
@@ -35,7 +35,7 @@ class RequestCycle(httptools_impl.RequestResponseCycle):
     """Passes on the buffered block before it resumes reading, and knows EXTENSIONS."""
 
     # The connection sets both before the application starts.
-    repeats: Repeats | None = None
+    cache: ResponseCache | None = None
     address = ""
 
     async def receive(self) -> ASGIReceiveEvent:
@@ -50,19 +50,19 @@ class RequestCycle(httptools_impl.RequestResponseCycle):
         """Send one ASGI message."""
         if message["type"] == ENCODED:
             response = EncodedResponse(message["status"], message["head"], message["body"])
-            return self._send_encoded(response, message["repeat"])
+            return self._send_encoded(response, message["cache"])
         if message["type"] == ZERO_COPY:
             return self._send_file(message["file"], message.get("offset", 0), message["count"])
         return super().send(message)
 
-    async def _send_encoded(self, response: EncodedResponse, repeat: Repeat | None) -> None:
+    async def _send_encoded(self, response: EncodedResponse, policy: CachePolicy | None) -> None:
         """Send a whole response to a GET, as `send` of the base class does."""
         if self.flow.write_paused and not self.disconnected:
             await self.flow.drain()
         if self.disconnected:
             return
-        if repeat is not None and self.repeats is not None:
-            self.repeats.add(dict(self.scope), self.address, response, repeat)
+        if policy is not None and self.cache is not None:
+            self.cache.add(self.scope, self.address, response, policy)
         self.write(response)
 
     def write(self, response: EncodedResponse) -> None:

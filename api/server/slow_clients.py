@@ -26,8 +26,8 @@ from typing import Any, ClassVar
 from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
 
 from api.http import problems
-from api.server.repeats import Repeats
 from api.server.request_cycle import EXTENSIONS
+from api.server.response_cache import ResponseCache
 
 MAX_URL_BYTES = 8 * 1024
 MAX_HEAD_BYTES = 16 * 1024
@@ -52,7 +52,7 @@ class ConnectionLimits:
 
 def slow_client_protocol(limits: ConnectionLimits) -> type["SlowClientProtocol"]:
     """Make a protocol class with these limits: uvicorn takes a class, not an instance."""
-    own = {"limits": limits, "repeats": Repeats(), "__slots__": ()}
+    own = {"limits": limits, "cache": ResponseCache(), "__slots__": ()}
     return type("SlowClientProtocol", (SlowClientProtocol,), own)
 
 
@@ -70,9 +70,9 @@ class SlowClientProtocol(HttpToolsProtocol):
         "_checked_at",
         "_expects_head",
         "_head_bytes",
-        "_idle_after",
         "_in_body",
         "_in_head",
+        "_is_idle",
         "_received",
         "_received_before",
         "_refused",
@@ -82,7 +82,7 @@ class SlowClientProtocol(HttpToolsProtocol):
     )
 
     limits: ClassVar[ConnectionLimits] = ConnectionLimits()
-    repeats: ClassVar[Repeats] = Repeats()
+    cache: ClassVar[ResponseCache]
 
     def connection_made(self, transport: Transport) -> None:  # type: ignore[override]
         """Start the time budget for the first head."""
@@ -92,7 +92,7 @@ class SlowClientProtocol(HttpToolsProtocol):
         # Bytes received so far, received until the last check, and unsent at the last check.
         self._received = self._received_before = 0
         self._unsent_before: int | None = 0  # None: not counted, since nothing was being sent
-        self._idle_after: object = self  # the cycle whose response has arrived as a whole
+        self._is_idle = False  # whether the last response has arrived as a whole
         self._expect_head()
         self._checked_at = self.loop.time()
         self._timer = self.loop.call_later(CHECK_SECONDS, self._check)
@@ -103,16 +103,22 @@ class SlowClientProtocol(HttpToolsProtocol):
         super().connection_lost(exc)
 
     def _start_asgi_task(self, cycle: Any, app: Any) -> None:
-        """Answer with a response that stands; if there is none, start the application."""
-        address = self.client[0] if self.client else ""
-        response = self.repeats.find(cycle.scope, address)
-        # Of pipelined requests only the last one: each answer starts the next, one call deeper.
-        if response is None or self.pipeline or self.flow.write_paused:
-            cycle.repeats, cycle.address = self.repeats, address
+        """Answer from the cache, or start the application."""
+        # An answer from the cache to an earlier request of the same block has started it.
+        self._unset_keepalive_if_required()
+        cycle.cache, cycle.address = self.cache, self.client[0] if self.client else ""
+        response = self.cache.find(cycle.scope, cycle.address)
+        if (
+            response is None
+            or self.flow.write_paused
+            or self.pipeline  # each answer would start the next one, one call deeper
+            or self.parser.should_upgrade()  # on_headers_complete closes the connection afterwards
+        ):
             super()._start_asgi_task(cycle, app)
-        else:
-            response.repeats += 1
-            cycle.write(response)
+            return
+        response.hits += 1
+        cycle.write(response)
+        cycle.on_response = _do_nothing  # as the application's task does: no reference cycle
 
     # --- size limits
 
@@ -162,6 +168,7 @@ class SlowClientProtocol(HttpToolsProtocol):
         ):
             raise RequestRefused("bad_request")
         self._in_head, self._in_body, self._expects_head = False, True, False
+        self._is_idle = False
         self._seconds_left = self.limits.timeout_seconds
         self._body_deadline = self.loop.time() + MAX_BODY_SECONDS
         super().on_headers_complete()
@@ -225,12 +232,11 @@ class SlowClientProtocol(HttpToolsProtocol):
         received = self._received - self._received_before
         self._received_before = self._received
         is_sending = self.flow.write_paused or self.transport.is_closing()
-        if self._expects_head and self.cycle is self._idle_after and not is_sending:
+        if self._expects_head and self._is_idle and not is_sending:
             return 0  # as most of thousands of connections
         if is_sending or self._expects_head:
             unsent_before, self._unsent_before = self._unsent_before, self._count_unsent()
-            if self._expects_head and not self._unsent_before:
-                self._idle_after = self.cycle
+            self._is_idle = self._expects_head and not self._unsent_before
             if self._unsent_before and unsent_before is None:
                 return None  # it may have received much since the last check
             if is_sending or self._unsent_before:
@@ -294,6 +300,10 @@ class SlowClientProtocol(HttpToolsProtocol):
         if not has_started:
             self.transport.write(_serialize(problems.refusal(code)))
         self.transport.write_eof()
+
+
+def _do_nothing() -> None:
+    pass
 
 
 def _serialize(refusal: problems.Problem) -> bytes:

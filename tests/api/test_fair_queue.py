@@ -11,7 +11,7 @@ from starlette.requests import ClientDisconnect
 from starlette.types import Message
 
 from api import fair_queue
-from api.fair_queue import _EXPECTED_SHARE, FairQueue, Pace, Waiter
+from api.fair_queue import FairQueue, Pace, Waiter
 from core import errors
 
 
@@ -235,7 +235,7 @@ def test_a_request_whose_turn_is_not_expected_in_time_is_refused_at_once() -> No
         await crowd.ask("c0")  # its turn comes before the second ones of the others
         await crowd.finish_all()
 
-    queue = FairQueue("pictures", 1, wait_seconds=25 / _EXPECTED_SHARE)
+    queue = FairQueue("pictures", 1, wait_seconds=25)
     queue._pace.interval_seconds = 10.0
     crowd = play(queue, scene)
     assert sorted(crowd.order) == ["a0", "a1", "a2", "b0", "c0"]
@@ -308,14 +308,17 @@ def test_idle_time_does_not_count_for_the_pace_of_a_queue(monkeypatch: pytest.Mo
     assert queue._pace.interval_seconds == pytest.approx(5, rel=0.1)
 
 
-def test_a_request_is_refused_at_once_if_others_may_come_before_it() -> None:
+@pytest.mark.parametrize("refuses_early", [True, False])
+def test_in_a_crowd_a_request_is_refused_at_once_if_others_may_come_before_it(
+    refuses_early: bool,
+) -> None:
     """Each other caller may still send as many requests, whose turns come first."""
 
     async def scene(crowd: Crowd) -> None:
         await crowd.ask("x0", *(f"{caller}0" for caller in "abcdefg"), "a1")
-        assert sorted(crowd.failed) == ["a1"]
+        assert sorted(crowd.failed) == ["a1"] * refuses_early
         await crowd.finish_all()
 
-    queue = FairQueue("pictures", 1, wait_seconds=90 / _EXPECTED_SHARE)
+    queue = FairQueue("pictures", 1, wait_seconds=130, refuses_early=refuses_early)
     queue._pace.interval_seconds = 10.0
-    assert len(play(queue, scene).order) == 8
+    assert len(play(queue, scene).order) == 9 - refuses_early

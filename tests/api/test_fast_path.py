@@ -270,19 +270,24 @@ def test_a_refusal_may_be_repeated_and_each_repetition_counts(
     monkeypatch.setattr(SharedResponse, "send_to", spy)
     assert client.get(f"/v1/jobs/{_new_job(store)}").status_code == 200
     assert client.get("/v1/jobs").status_code == 503
-    own, repeat = given
+    own, policy = given
     assert own is None
-    assert repeat.seconds == seconds
+    assert policy.seconds == seconds
+    assert policy.is_valid()
     before = _read_counts()
     with caplog.at_level(logging.INFO, "api.middleware.access_log"):
-        repeat.on_end(0)
-        repeat.on_end(3)
+        policy.on_expired(0)
+        policy.on_expired(3)
 
     changes = {n - before.get(name, 0) for name, n in _read_counts().items()}
     assert changes == {0, 3}
     (record,) = caplog.records
     assert record.fields["repeats"] == 3  # type: ignore[attr-defined]
     assert record.getMessage() == "GET - 503 3 more times"
+    client.get("/v1/jobs", headers={"X-Request-Id": "abc"})
+    assert given[-1] is None, "the answer has this request's own id"
+    monkeypatch.setattr(FairQueue, "is_crowded", False)
+    assert not policy.is_valid(), "requests have their turns"
 
 
 @pytest.mark.parametrize("path", ["/v1/jobs/{}", "/v1/jobs/job_" + "a" * 26])
