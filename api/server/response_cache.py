@@ -57,7 +57,8 @@ class ResponseCache:
     ) -> None:
         """Keep the response for `policy.seconds`, unless there are too many or it is large."""
         key = _key(scope, address)
-        head_bytes = sum(len(name) + len(value) for name, value in scope["headers"])
+        head_bytes = len(scope["raw_path"]) + len(scope["query_string"])
+        head_bytes += sum(len(name) + len(value) for name, value in scope["headers"])
         if len(self._entries) >= MAX_ENTRIES or head_bytes > MAX_HEAD_BYTES or key in self._entries:
             return
         self._entries[key] = response, policy

@@ -44,7 +44,7 @@ from core.style.spec import StyleSpec
 KINDS = ("silent", "head", "body", "read", "result")
 MIN_RATE = 1000.0  # bytes per second
 RESULT_BYTES = 1_000_000
-REGULAR_P99_MS = 500.0
+REGULAR_MS = 500.0
 
 # How long a connection may live, in timeouts. Transferred bytes restore 0.1 s per second.
 ALLOWED = {"silent": 1.0, "head": 1.0, "body": 1.2, "read": 1.2, "result": 1.2}
@@ -326,9 +326,11 @@ def violations(history: Path) -> list[str]:
         if bad or not regular[what]:
             statuses = sorted({entry["status"] for entry in bad})
             found.append(f"regular {what}: {len(bad)} of {len(regular[what])} failed: {statuses}")
-    p99 = percentile([entry["ms"] for entry in regular["poll"]], 0.99)
-    if p99 >= REGULAR_P99_MS:
-        found.append(f"regular poll: p99 {p99} ms")
+    # Of a hundred polls or fewer, p99 is the longest one: another program can delay a single one.
+    share = 0.99 if len(regular["poll"]) > 100 else 0.95
+    slowest = percentile([entry["ms"] for entry in regular["poll"]], share)
+    if slowest >= REGULAR_MS:
+        found.append(f"regular poll: p{100 * share:.0f} {slowest} ms")
     if not server["answers"]:
         found.append("the service does not answer afterwards")
     if server["after"]["files"] > server["before"]["files"] + 20:

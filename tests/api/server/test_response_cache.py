@@ -138,8 +138,9 @@ def test_a_response_that_is_no_longer_valid_is_not_sent(server: Server) -> None:
     assert server.ask(REQUEST) == [2]
 
 
-def test_a_response_to_a_large_request_is_not_kept(server: Server) -> None:
-    large = REQUEST.replace("Bearer b", "Bearer " + "b" * response_cache.MAX_HEAD_BYTES)
+@pytest.mark.parametrize("part", ["Bearer b", "limit=5"])
+def test_a_response_to_a_large_request_is_not_kept(server: Server, part: str) -> None:
+    large = REQUEST.replace(part, part + "0" * response_cache.MAX_HEAD_BYTES)
     assert server.ask(large) == [1]
     assert server.ask(large) == [2]
 
