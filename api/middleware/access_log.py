@@ -91,7 +91,7 @@ def log_repeats(method: str, status: int, count: int) -> None:
     """Log and count the repetitions of a response, which the server has sent from its cache."""
     if not count:
         return
-    route = "-"
+    route = "-"  # they are refused before the route is found
     fields = {"method": method, "route": route, "status": status, "repeats": count}
     metrics.record_repeats(method, route, status, count)
     log.info("%s %s %d %d more times", method, route, status, count, extra={"fields": fields})
